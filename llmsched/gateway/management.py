@@ -1,0 +1,195 @@
+"""`/v1/applications`, `/v1/engines`, `/v1/policies` and `/v1/decisions`: what the service is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Query, Response
+
+from llmsched.errors import InvalidInput
+from llmsched.gateway.context import Context, context_of, tenant_of
+from llmsched.gateway.problems import NotFound, responses
+from llmsched.gateway.schemas import (
+    ApplicationPage,
+    ApplicationView,
+    DecisionPage,
+    EngineForm,
+    EnginePage,
+    EngineView,
+    PolicyForm,
+    PolicyPage,
+    PolicyView,
+)
+from llmsched.model.application import Application
+from llmsched.policies import POLICIES
+from llmsched.runtime.engines import Engine, EngineSpec
+from llmsched.runtime.live import check_templates
+
+router = APIRouter(prefix="/v1", dependencies=[Depends(tenant_of)])
+
+Here = Annotated[Context, Depends(context_of)]
+
+_EXAMPLE_APPLICATION = {
+    "name": "summarize",
+    "stages": [
+        {"name": "draft", "kind": "llm", "prompt": "Summarise: {{ input.text }}", "max_tokens": 200},
+        {"name": "polish", "kind": "llm", "after": ["draft"], "prompt": "Make it shorter: {{ stages.draft }}"},
+    ],
+}
+
+# ---------------------------------------------------------------------------------------------- applications
+
+
+@router.get("/applications", response_model=ApplicationPage, responses=responses(401), tags=["applications"])
+async def applications(here: Here) -> ApplicationPage:
+    """Every registered application in its newest version."""
+    return ApplicationPage(items=[_application(a) for a in here.service.applications])
+
+
+@router.get("/applications/{name}", response_model=ApplicationView, responses=responses(401, 404), tags=["applications"])
+async def application(name: str, here: Here) -> ApplicationView:
+    """One application in its newest version, with its padded DAG."""
+    return _application(_known(here, name))
+
+
+@router.put(
+    "/applications/{name}",
+    response_model=ApplicationView,
+    responses=responses(400, 401, 413, 422),
+    tags=["applications"],
+)
+async def put_application(
+    name: str, definition: Annotated[dict[str, Any], Body(examples=[_EXAMPLE_APPLICATION])], here: Here
+) -> ApplicationView:
+    """Register an application, or a new version of it: jobs keep the version they started with."""
+    candidate = Application.parse({"name": name} | definition)
+    if candidate.name != name:
+        raise InvalidInput(f"the path says {name!r}, the body {candidate.name!r}; they must agree", field="name")
+    check_templates(candidate, here.service.handlers)
+    return _application(await here.service.applications.put(candidate))
+
+
+@router.delete("/applications/{name}", status_code=204, responses=responses(401, 404), tags=["applications"])
+async def delete_application(name: str, here: Here) -> Response:
+    """Take no new jobs of it; running ones finish."""
+    await here.service.applications.delete(_known(here, name).name)
+    return Response(status_code=204)
+
+
+def _known(here: Context, name: str) -> Application:
+    for application in here.service.applications:
+        if application.name == name:
+            return application
+    return here.service.applications.newest(name)
+
+
+def _application(application: Application) -> ApplicationView:
+    return ApplicationView(
+        name=application.name,
+        version=application.version,
+        digest=application.digest,
+        description=application.description,
+        executable=application.is_executable,
+        stages=[
+            {
+                "name": s.name,
+                "kind": s.kind.value,
+                "after": list(s.after),
+                "pool": s.pool,
+                "max_tasks": s.max_tasks,
+                "iteration": s.iteration,
+                "loop": s.loop,
+                "candidates": [c.name for c in s.candidates],
+            }
+            for s in application.stages
+        ],
+        definition=dict(application.definition),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- engines
+
+
+@router.get("/engines", response_model=EnginePage, responses=responses(401), tags=["engines"])
+async def engines(here: Here) -> EnginePage:
+    """Every engine, healthy or not."""
+    return EnginePage(items=[_engine(here, e) for e in here.service.engines])
+
+
+@router.post("/engines", status_code=201, response_model=EngineView, responses=responses(401, 409, 422), tags=["engines"])
+async def add_engine(form: EngineForm, here: Here) -> EngineView:
+    """Add a running vLLM server. It takes work as soon as it answers its health check."""
+    spec = EngineSpec(form.url, form.pool, form.model, form.slots, form.api_key)
+    return _engine(here, here.service.engines.add(spec))
+
+
+@router.delete("/engines/{id}", status_code=204, responses=responses(401, 404), tags=["engines"])
+async def remove_engine(id: str, here: Here) -> Response:
+    """Forget an engine at once; its tasks are repeated elsewhere. Drain it first to let them finish."""
+    await here.service.engines.remove(_engine_of(here, id).id)
+    return Response(status_code=204)
+
+
+@router.post("/engines/{id}/drain", response_model=EngineView, responses=responses(401, 404), tags=["engines"])
+async def drain_engine(id: str, here: Here) -> EngineView:
+    """Give an engine no new work; what runs there finishes."""
+    engine = _engine_of(here, id)
+    engine.drain(True)
+    return _engine(here, engine)
+
+
+@router.post("/engines/{id}/resume", response_model=EngineView, responses=responses(401, 404), tags=["engines"])
+async def resume_engine(id: str, here: Here) -> EngineView:
+    """Give a drained engine work again."""
+    engine = _engine_of(here, id)
+    engine.drain(False)
+    return _engine(here, engine)
+
+
+def _engine_of(here: Context, id: str) -> Engine:
+    if id not in here.service.engines:
+        raise NotFound(f"there is no engine {id[:64]!r}; GET /v1/engines lists those there are")
+    return here.service.engines[id]
+
+
+def _engine(here: Context, engine: Engine) -> EngineView:
+    executor = here.service.scheduler.view.executors.get(engine.id)
+    return EngineView(
+        id=engine.id,
+        url=engine.client.url,
+        model=engine.model,
+        pool=engine.spec.pool,
+        slots=engine.slots,
+        running=len(executor.running) if executor else 0,
+        healthy=engine.is_healthy,
+        draining=engine.draining,
+        max_model_len=engine.info.max_model_len if engine.info else None,
+        last_error=engine.last_error or None,
+    )
+
+
+# -------------------------------------------------------------------------------------- policies and decisions
+
+
+@router.get("/policies", response_model=PolicyPage, responses=responses(401), tags=["policies"])
+async def policies(here: Here) -> PolicyPage:
+    """Every policy there is, and which one is at work."""
+    active = here.service.policy_name
+    return PolicyPage(
+        items=[PolicyView(name=n, line=p.line, source=p.source, active=n == active) for n, p in POLICIES.items()]
+    )
+
+
+@router.put("/policies/active", response_model=PolicyView, responses=responses(401, 422), tags=["policies"])
+async def use_policy(form: PolicyForm, here: Here) -> PolicyView:
+    """Order everything that waits by another policy from now on. It lasts until the service restarts."""
+    here.service.use_policy(form.name)
+    known = POLICIES[form.name]
+    return PolicyView(name=form.name, line=known.line, source=known.source, active=True)
+
+
+@router.get("/decisions", response_model=DecisionPage, responses=responses(401, 422), tags=["policies"])
+async def decisions(here: Here, last: Annotated[int, Query(ge=1, le=1000)] = 100) -> DecisionPage:
+    """The last decisions, newest first: what was dispatched where, in order of preference."""
+    recent = here.service.decisions
+    return DecisionPage(items=[recent[-i] for i in range(1, min(last, len(recent)) + 1)])

@@ -1,0 +1,153 @@
+"""Prometheus metrics of the service: the `llmsched_*` contract.
+
+Counters and histograms are told what happens (`Observer`); gauges are read off the service when they are scraped, so
+they cost nothing in between and cannot drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from llmsched.runtime.service import Service
+
+#: vLLM's buckets for end-to-end latency, extended for long jobs. Seconds.
+LONG = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0)
+LONG = (*LONG, 240.0, 480.0, 960.0, 1920.0, 7680.0)
+#: Queueing starts much lower.
+QUEUE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, *LONG)
+#: 0.1 to 100 milliseconds.
+DECISION = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+
+
+class Metrics:
+    """One registry per service."""
+
+    def __init__(self, service: Service | None = None) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self._submitted = Counter(
+            "llmsched_jobs_submitted", "Jobs accepted, durable.", ["application", "class"], registry=r
+        )
+        self._finished = Counter(
+            "llmsched_jobs_finished", "Jobs that ended, by outcome.", ["application", "outcome"], registry=r
+        )
+        self._completion = Histogram(
+            "llmsched_job_completion_seconds",
+            "From submission to completion of completed jobs.",
+            ["application"],
+            buckets=LONG,
+            registry=r,
+        )
+        self._queued = Histogram(
+            "llmsched_task_queue_seconds",
+            "From ready to dispatched.",
+            ["pool", "application"],
+            buckets=QUEUE,
+            registry=r,
+        )
+        self._ran = Histogram(
+            "llmsched_task_run_seconds",
+            "From dispatched to the end of the attempt.",
+            ["pool", "application"],
+            buckets=QUEUE,
+            registry=r,
+        )
+        self._retries = Counter(
+            "llmsched_task_retries", "Failed attempts that are repeated, by reason.", ["pool", "reason"], registry=r
+        )
+        self._decision = Histogram(
+            "llmsched_decision_seconds", "One decision, bookkeeping included.", buckets=DECISION, registry=r
+        )
+        self._decisions = Counter("llmsched_decisions", "Batches in which the policy was asked.", registry=r)
+        self._explorations = Counter(
+            "llmsched_explorations", "Picks made to learn, not because they looked best.", registry=r
+        )
+        self._estimate_error = Histogram(
+            "llmsched_estimate_error_ratio",
+            "Predicted over actual remaining time.",
+            ["application"],
+            buckets=(0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
+            registry=r,
+        )
+        self._gauges = _Gauges(service)
+        r.register(self._gauges)
+
+    def watch(self, service: Service) -> None:
+        """Reads its gauges from this service."""
+        self._gauges.service = service
+
+    def names(self) -> set[str]:
+        """Every series name the exposition can contain."""
+        families = list(self.registry.collect())
+        names = {f.name for f in families}
+        for family in families:
+            if family.type == "counter":
+                names.add(f"{family.name}_total")
+            if family.type == "histogram":
+                names |= {f"{family.name}_bucket", f"{family.name}_sum", f"{family.name}_count"}
+        return names
+
+    def exposition(self) -> bytes:
+        return generate_latest(self.registry)
+
+    # ------------------------------------------------------------------------------------- Observer
+
+    def job_submitted(self, application: str, job_class: str) -> None:
+        self._submitted.labels(application, job_class).inc()
+
+    def job_finished(self, application: str, outcome: str, seconds: float) -> None:
+        self._finished.labels(application, outcome).inc()
+        if outcome == "completed":
+            self._completion.labels(application).observe(seconds)
+
+    def task_started(self, pool: str, application: str, queued: float) -> None:
+        self._queued.labels(pool, application).observe(queued)
+
+    def task_ended(self, pool: str, application: str, ran: float) -> None:
+        self._ran.labels(pool, application).observe(ran)
+
+    def task_retried(self, pool: str, reason: str) -> None:
+        self._retries.labels(pool, reason).inc()
+
+    def decided(self, seconds: float) -> None:
+        self._decision.observe(seconds)
+        self._decisions.inc()
+
+
+class _Gauges(Collector):
+    def __init__(self, service: Service | None) -> None:
+        self.service = service
+
+    def describe(self) -> Iterable[Metric]:
+        return self.collect()
+
+    def collect(self) -> Iterator[Metric]:
+        active = GaugeMetricFamily("llmsched_jobs_active", "Jobs that are not finished.", labels=["application"])
+        ready = GaugeMetricFamily("llmsched_ready_tasks", "Tasks that wait for a slot.", labels=["pool"])
+        running = GaugeMetricFamily("llmsched_running_tasks", "Tasks that hold a slot.", labels=["executor"])
+        slots = GaugeMetricFamily("llmsched_executor_slots", "Slots the executor offers.", labels=["executor"])
+        up = GaugeMetricFamily("llmsched_engine_up", "1 while the engine takes work.", labels=["executor"])
+        learned = GaugeMetricFamily(
+            "llmsched_profile_jobs", "Jobs the profile was learned from.", labels=["application"]
+        )
+        age = GaugeMetricFamily(
+            "llmsched_profile_age_seconds", "Since the profile was learned.", labels=["application"]
+        )
+        if self.service is not None:
+            view = self.service.scheduler.view
+            for application, count in self.service.active_by_application().items():
+                active.add_metric([application], count)
+            for pool, stages in view.ready.items():
+                ready.add_metric([pool], sum(len(s.ready) for s in stages.values()))
+            for executor in view.executors.values():
+                running.add_metric([executor.id], len(executor.running))
+                slots.add_metric([executor.id], executor.slots)
+            for engine in self.service.engines:
+                up.add_metric([engine.id], float(engine.is_healthy))
+        yield from (active, ready, running, slots, up, learned, age)

@@ -1,0 +1,1 @@
+"""Values everything else speaks of: applications, jobs, events, recordings, latency curves."""

@@ -1,0 +1,154 @@
+"""What is remembered of jobs, stages, events and applications: rows as values, whatever database holds them.
+
+Times are unix seconds. JSON is what `json.loads` may return. `Writes` is what one transaction writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from llmsched.model.events import JobClass, TaskResult
+from llmsched.model.job import JobStatus
+from llmsched.model.kinds import StageKind
+
+Json: TypeAlias = Any
+
+#: A job in one of these will still change.
+UNFINISHED = (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job as it was submitted, and how far it came.
+
+    number: submission order, unique. input: of a live job; a recorded one has `has_recording` instead.
+    request_digest: of the request that `idempotency_key` belongs to. off_profile: how a recording differs from its
+    template, one sentence each.
+    """
+
+    id: str
+    number: int
+    application: str
+    version: int
+    submitted_at: float
+    status: JobStatus = JobStatus.QUEUED
+    job_class: JobClass = JobClass.STANDARD
+    tenant: str = ""
+    started_at: float | None = None
+    finished_at: float | None = None
+    input: Json = None
+    has_recording: bool = False
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+    deadline_s: float | None = None
+    callback_url: str | None = None
+    idempotency_key: str | None = None
+    request_digest: str | None = None
+    off_profile: tuple[str, ...] = ()
+    result: Json = None
+    error: str | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status not in UNFINISHED
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One stage that is over.
+
+    position: 1, 2, … in the order in which the job's stages were committed. results, executors and tools: one entry per
+    task. outputs: the tasks' outputs of a live job, None of a recorded one.
+    """
+
+    job: str
+    name: str
+    position: int
+    state: Literal["done", "skipped"]
+    kind: StageKind
+    finished_at: float
+    started_at: float | None = None
+    after: tuple[str, ...] = ()
+    parent: str | None = None
+    iteration: int | None = None
+    pool: str = ""
+    executors: tuple[str, ...] = ()
+    results: tuple[TaskResult, ...] = ()
+    tools: tuple[str | None, ...] = ()
+    outputs: Json = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """Something clients are told of a job. seq: 1, 2, … per job."""
+
+    job: str
+    seq: int
+    type: str
+    at: float
+    data: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """New values of a stored job; None leaves a value as it is."""
+
+    id: str
+    status: JobStatus
+    started_at: float | None = None
+    finished_at: float | None = None
+    result: Json = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationRecord:
+    """One version of an application, as it was registered."""
+
+    name: str
+    version: int
+    digest: str
+    definition: Mapping[str, Json]
+    created_at: float
+
+
+class StoredJob(NamedTuple):
+    """A job with all that was stored of it. recording: the JSON it was submitted with; stages: by position."""
+
+    job: JobRecord
+    recording: bytes | None
+    stages: list[StageRecord]
+
+
+@dataclass(slots=True)
+class Writes:
+    """What one transaction writes, in this order. jobs: new ones, each with the JSON of its recording or None.
+
+    >>> a = Writes(events=[EventRecord("j", 1, "queued", 0.0)])
+    >>> a.extend(Writes(events=[EventRecord("j", 2, "running", 1.0)]))
+    >>> len(a), bool(Writes())
+    (2, False)
+    """
+
+    jobs: list[tuple[JobRecord, bytes | None]] = field(default_factory=list)
+    stages: list[StageRecord] = field(default_factory=list)
+    events: list[EventRecord] = field(default_factory=list)
+    updates: list[JobUpdate] = field(default_factory=list)
+
+    def extend(self, other: Writes) -> None:
+        """Adds everything of `other` behind what is here."""
+        self.jobs += other.jobs
+        self.stages += other.stages
+        self.events += other.events
+        self.updates += other.updates
+
+    def __add__(self, other: Writes) -> Writes:
+        total = Writes()
+        total.extend(self)
+        total.extend(other)
+        return total
+
+    def __len__(self) -> int:
+        """Rows to write."""
+        return len(self.jobs) + len(self.stages) + len(self.events) + len(self.updates)

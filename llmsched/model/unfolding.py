@@ -1,0 +1,154 @@
+"""What a running job reveals of itself, and when: the recorded kind.
+
+A recording knows the whole job; a scheduler must not. `RecordedUnfolding` deals it out: what exists at submission, and
+what each completed stage reveals. It drives live replay and simulation alike.
+
+* A stage is revealed, with its number of tasks and prompt lengths, when everything it waits for is over.
+* A dynamic stage is revealed together with the whole plan that takes its place.
+* A stage of the template that the recording does not have is skipped once all its parents are over: the loop ended.
+
+The recording is authoritative: where it differs from the template, it runs as recorded and `off_profile` says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from llmsched.model.application import DEFAULT_POOLS, Application, StageSpec
+from llmsched.model.events import Reveal
+from llmsched.model.kinds import StageKind
+from llmsched.model.recording import RecordedStage, RecordedTask, Recording
+
+
+class Unfolded(NamedTuple):
+    """What is newly known of a job's structure."""
+
+    reveals: tuple[Reveal, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+class RecordedUnfolding:
+    """Deals out one recording of `application`, stage by stage."""
+
+    def __init__(self, application: Application, recording: Recording) -> None:
+        self._application = application
+        self._stages = {s.name: s for s in recording.stages}
+        self._over: set[str] = set()
+        self._hidden = dict.fromkeys(self._stages)
+        self._absent = dict.fromkeys(s.name for s in application.stages if s.name not in self._stages)
+        #: Inner stages a dynamic stage still waits for.
+        self._inner: dict[str, set[str]] = {}
+        for stage in recording.stages:
+            if stage.kind is StageKind.DYNAMIC:
+                self._inner[stage.name] = {s.name for s in recording.stages if s.parent == stage.name}
+        #: One line per way in which the recording differs from the template; empty: on profile.
+        self.off_profile: tuple[str, ...] = tuple(self._differences())
+
+    def begin(self) -> Unfolded:
+        """What is known when the job is submitted."""
+        return self._unfold()
+
+    def complete(self, stage: str) -> Unfolded:
+        """What the completion of `stage` reveals. Each stage is completed once."""
+        self._end(stage)
+        return self._unfold()
+
+    def task(self, stage: str, index: int) -> RecordedTask:
+        """What one task costs: only the world asks."""
+        return self._stages[stage].tasks[index]
+
+    def _end(self, name: str) -> None:
+        self._over.add(name)
+        recorded = self._stages.get(name)
+        if recorded is not None and recorded.parent is not None:
+            inner = self._inner[recorded.parent]
+            inner.discard(name)
+            if not inner:
+                self._end(recorded.parent)
+
+    def _unfold(self) -> Unfolded:
+        reveals: list[Reveal] = []
+        for name in list(self._hidden):
+            stage = self._stages[name]
+            if stage.parent is None and all(p in self._over for p in stage.after):
+                reveals.extend(self._reveal(stage))
+        # Recorded stages wait for recorded stages only; what is skipped may wait for a plan that was just found empty.
+        skipped = []
+        for name in list(self._absent):
+            if all(p in self._over for p in self._application[name].after):
+                del self._absent[name]
+                self._over.add(name)
+                skipped.append(name)
+        return Unfolded(tuple(reveals), tuple(skipped))
+
+    def _reveal(self, stage: RecordedStage) -> Iterator[Reveal]:
+        del self._hidden[stage.name]
+        yield Reveal(self._spec(stage), tuple(t.prompt_tokens for t in stage.tasks))
+        if stage.kind is StageKind.DYNAMIC:
+            plan = [s for s in self._stages.values() if s.parent == stage.name]
+            for inner in plan:
+                yield from self._reveal(inner)
+            if not plan:
+                self._end(stage.name)
+
+    def _spec(self, stage: RecordedStage) -> StageSpec:
+        if stage.name in self._application and stage.parent is None:
+            known = self._application[stage.name]
+            if known.kind is stage.kind:
+                return known if known.after == stage.after else replace(known, after=stage.after)
+        return StageSpec(
+            stage.name,
+            stage.kind,
+            after=stage.after,
+            pool=self._pool(stage),
+            max_tasks=max(1, len(stage.tasks)),
+            iteration=stage.iteration,
+            parent=stage.parent,
+        )
+
+    def _pool(self, stage: RecordedStage) -> str:
+        """Where a stage runs that the template does not know: where its tool does, else where its kind usually does."""
+        if stage.parent is not None and stage.parent in self._application:
+            tools = {t.tool for t in stage.tasks}
+            for candidate in self._application[stage.parent].candidates:
+                if candidate.name in tools and candidate.kind is stage.kind:
+                    return candidate.pool
+        usual = (s.pool for s in self._application.stages if s.kind is stage.kind)
+        return next(usual, DEFAULT_POOLS[stage.kind])
+
+    def _differences(self) -> Iterable[str]:
+        template = self._application
+        for stage in self._stages.values():
+            if stage.parent is not None:
+                yield from self._outside(stage)
+            elif stage.name not in template:
+                yield f"stage {stage.name!r} is not in the template"
+            elif template[stage.name].kind is not stage.kind:
+                yield f"stage {stage.name!r} is {stage.kind}, in the template it is {template[stage.name].kind}"
+            elif len(stage.tasks) > template[stage.name].max_tasks:
+                yield (
+                    f"stage {stage.name!r} has {len(stage.tasks)} tasks,"
+                    f" in the template at most {template[stage.name].max_tasks}"
+                )
+            elif stage.kind is StageKind.DYNAMIC and len(self._inner[stage.name]) > template[stage.name].max_stages:
+                yield (
+                    f"the plan of {stage.name!r} has {len(self._inner[stage.name])} stages,"
+                    f" in the template at most {template[stage.name].max_stages}"
+                )
+        for spec in template.stages:
+            always = spec.expected.probability == 1 and spec.loop is None and spec.when is None
+            if always and spec.name not in self._stages:
+                yield f"stage {spec.name!r} of the template is missing"
+
+    def _outside(self, stage: RecordedStage) -> Iterable[str]:
+        assert stage.parent is not None
+        if stage.name in self._application:
+            yield f"stage {stage.name!r} is part of the plan of {stage.parent!r}, in the template it is not"
+        if stage.parent not in self._application:
+            return
+        known = {c.name for c in self._application[stage.parent].candidates}
+        for tool in dict.fromkeys(t.tool for t in stage.tasks if t.tool):
+            if tool not in known:
+                yield f"tool {tool!r} is not a candidate of {stage.parent!r}"

@@ -1,0 +1,162 @@
+"""What a policy is: it hears what changed, and says which ready task it would start next in a pool.
+
+The core calls `on` for every change, `begin` once per batch, and `picks` for each pool that has both a free slot and a
+ready task; it takes as many picks as there are slots. A policy never mutates the view and never learns which
+world it runs in. Most policies are a sort key: derive from `KeyPolicy`.
+
+Ties end in submission order: (arrival, job number, stage, task).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from sortedcontainers import SortedKeyList
+
+from llmsched.model.job import Executor, Job, Stage, Task
+
+# -------------------------------------------------------------------------------- what a policy gets to hear
+
+
+class JobArrived(NamedTuple):
+    job: Job
+
+
+class JobChanged(NamedTuple):
+    """New evidence or structure: a stage of the job is complete, skipped or revealed."""
+
+    job: Job
+
+
+class JobLeft(NamedTuple):
+    job: Job
+
+
+class StageReady(NamedTuple):
+    """The stage has ready tasks now and had none before."""
+
+    stage: Stage
+
+
+class StageDrained(NamedTuple):
+    """The stage had ready tasks and has none any more."""
+
+    stage: Stage
+
+
+class TaskStarted(NamedTuple):
+    task: Task
+
+
+class TaskEnded(NamedTuple):
+    """An attempt is over, well or not: see the task's state."""
+
+    task: Task
+
+
+Change = JobArrived | JobChanged | JobLeft | StageReady | StageDrained | TaskStarted | TaskEnded
+
+
+class Pick(NamedTuple):
+    """A task to start next. max_tokens: slice cap. engine: placement wish. priority: vLLM's key, smaller first."""
+
+    task: Task
+    max_tokens: int | None = None
+    engine: str | None = None
+    priority: int | None = None
+
+
+@dataclass(slots=True)
+class View:
+    """What policies see: the time of the batch and the scheduler's own state, not to be changed."""
+
+    now: float = 0.0
+    #: Unfinished jobs by id, in submission order.
+    jobs: dict[str, Job] = field(default_factory=dict)
+    #: Pool -> stages with ready tasks, by (job id, stage name), in the order they became ready.
+    ready: dict[str, dict[tuple[str, str], Stage]] = field(default_factory=dict)
+    #: Executors by id, in order of joining.
+    executors: dict[str, Executor] = field(default_factory=dict)
+
+    def ready_stages(self, pool: str) -> Iterable[Stage]:
+        return self.ready.get(pool, {}).values()
+
+    def in_pool(self, pool: str) -> Iterator[Executor]:
+        return (e for e in self.executors.values() if e.pool == pool)
+
+
+class Policy(Protocol):
+    """Ready tasks to order, per pool. Implementations are cheap to create, deterministic and picklable."""
+
+    #: Whether `picks` itself keeps priority classes apart; otherwise the core sorts the picks by class, stably.
+    keeps_classes: bool
+
+    def on(self, change: Change, view: View) -> None: ...
+
+    def begin(self, view: View) -> None: ...
+
+    def picks(self, pool: str, view: View) -> Iterator[Pick]: ...
+
+
+# ------------------------------------------------------------------------------------------------ key policies
+
+
+def _sort_key(entry: tuple[Any, ...]) -> tuple[Any, ...]:
+    return entry[:-1]
+
+
+class KeyPolicy(ABC):
+    """A policy that orders ready stages by a key: override `key`, ascending, and nothing else.
+
+    Stages are kept sorted, so one decision costs O(log n) per change however many jobs wait. A key may depend on
+    everything in the job; it is asked again when the job changed. A key that depends on time does not fit here.
+    """
+
+    keeps_classes = True
+
+    def __init__(self) -> None:
+        self._queues: dict[str, SortedKeyList[Any, Any]] = {}
+        self._entries: dict[tuple[str, str], tuple[Any, ...]] = {}
+
+    @abstractmethod
+    def key(self, stage: Stage, view: View) -> Any:
+        """What to sort by, smallest first. Comparable with every other key of this policy."""
+
+    def on(self, change: Change, view: View) -> None:
+        match change:
+            case StageReady(stage):
+                self._insert(stage, view)
+            case StageDrained(stage):
+                self._remove(stage)
+            case JobChanged(job):
+                for stage in job.stages.values():
+                    if stage.ready:
+                        self._remove(stage)
+                        self._insert(stage, view)
+            case _:
+                pass
+
+    def begin(self, view: View) -> None:  # noqa: B027 (a default, to be overridden only by who needs it)
+        """Nothing to do: the queues are kept in order by `on`."""
+
+    def picks(self, pool: str, view: View) -> Iterator[Pick]:
+        for *_, stage in self._queues.get(pool, ()):
+            for index in stage.ready:
+                yield Pick(stage.tasks[index])
+
+    def _insert(self, stage: Stage, view: View) -> None:
+        job = stage.job
+        entry = (job.job_class, self.key(stage, view), job.arrived_at, job.number, stage.order, stage)
+        queue = self._queues.get(stage.pool)
+        if queue is None:
+            queue = self._queues[stage.pool] = SortedKeyList(key=_sort_key)
+        queue.add(entry)
+        self._entries[job.id, stage.name] = entry
+
+    def _remove(self, stage: Stage) -> None:
+        entry = self._entries.pop((stage.job.id, stage.name), None)
+        if entry is not None:
+            self._queues[stage.pool].remove(entry)

@@ -1,0 +1,157 @@
+"""A `DecodingServer` in real time: the event loop's clock, `speed` times faster.
+
+One timer per engine, set to the server's next event. Moments inside the model are exact; only the news of
+them is late by what the loop's timers cost (about a millisecond), so delays never add up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from llmsched.model.decoding import DecodingServer, Sequence
+from llmsched.model.latency import LatencyCurve
+
+#: seconds between two chunks of one stream: finer ones would spend the machine on framing
+CHUNK_S = 0.020
+#: half a millionth of a token: what the server rounds
+_EPS = 5e-7
+
+
+class Call:
+    """A request on its way through the server, and two moments to wait for."""
+
+    __slots__ = ("_began", "_finished", "sequence")
+
+    def __init__(self, sequence: Sequence) -> None:
+        self.sequence = sequence
+        self._began: asyncio.Future[None] | None = None
+        self._finished: asyncio.Future[None] | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.sequence.finished_at is not None
+
+    async def began(self) -> None:
+        """Wait for the end of prefill."""
+        if self.sequence.decoding_at is None:
+            if self._began is None:
+                self._began = asyncio.get_running_loop().create_future()
+            await self._began
+
+    async def finished(self, timeout: float | None = None) -> None:
+        """Wait for the last token, or for `timeout` seconds."""
+        if self.is_finished:
+            return
+        if self._finished is None:
+            self._finished = asyncio.get_running_loop().create_future()
+        if timeout is None:
+            await self._finished
+        else:
+            await asyncio.wait([self._finished], timeout=timeout)
+
+    def tell(self) -> None:
+        """Wake whoever waits for something that has happened."""
+        if self._began is not None and not self._began.done():
+            self._began.set_result(None)
+        if self.is_finished and self._finished is not None and not self._finished.done():
+            self._finished.set_result(None)
+
+
+class PacedServer:
+    """Submits, aborts and watches requests, now."""
+
+    def __init__(self, curve: LatencyCurve, max_batch: int, speed: float) -> None:
+        self.server = DecodingServer(curve, max_batch, on_decoding=self._on_decoding)
+        self.speed = speed
+        #: those that wait for their end, by id
+        self._calls: dict[str, Call] = {}
+        self._submitted = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: the loop's time at which model time was 0
+        self._origin = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def now(self) -> float:
+        """Model seconds since the first request."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._origin = self._loop.time()
+        return (self._loop.time() - self._origin) * self.speed
+
+    def submit(self, prompt_tokens: int, output_tokens: int, priority: int) -> Call:
+        """A request arrives; on an instant engine it has finished when this returns."""
+        self._submitted += 1
+        id = str(self._submitted)
+        call = Call(self.server.submit(id, prompt_tokens, output_tokens, self.now(), priority))
+        self._calls[id] = call
+        self._turn()
+        return call
+
+    def abort(self, call: Call) -> int:
+        """Drop a request; the number of tokens it had. One that has finished stays finished."""
+        if call.is_finished:
+            return call.sequence.output_tokens
+        tokens = self.tokens(call)
+        self.server.abort(call.sequence.id, self.now())
+        if not call.is_finished:
+            del self._calls[call.sequence.id]
+        self._turn()
+        return call.sequence.output_tokens if call.is_finished else tokens
+
+    def tokens(self, call: Call) -> int:
+        """Whole tokens so far of a request that was not aborted."""
+        if call.is_finished:
+            return call.sequence.output_tokens
+        return int(self.server.progress(call.sequence.id, self.now()) + _EPS)
+
+    async def stream(self, call: Call) -> AsyncIterator[int]:
+        """The number of tokens so far, each time there are new ones, at most every `CHUNK_S` seconds.
+
+        The last number is the whole output and comes as soon as it is there.
+        """
+        await call.began()
+        loop = asyncio.get_running_loop()
+        sent, not_before = 0, 0.0
+        while not call.is_finished:
+            now = self.now()
+            due = self.server.reaches(call.sequence.id, sent + 1, now)
+            if due is None:  # finished by now
+                break
+            pause = max((due - now) / self.speed, not_before - loop.time())
+            if pause > 0:
+                await call.finished(timeout=pause)
+            elif (tokens := self.tokens(call)) > sent and not call.is_finished:
+                sent, not_before = tokens, loop.time() + CHUNK_S
+                yield sent
+            else:
+                await asyncio.sleep(0)
+        yield call.sequence.output_tokens
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_decoding(self, sequence: Sequence) -> None:
+        if (call := self._calls.get(sequence.id)) is not None:
+            call.tell()
+
+    def _turn(self) -> None:
+        """Let the model catch up with the clock, tell who finished, and set the timer."""
+        for id, _ in self.server.advance(self.now()):
+            self._calls.pop(id).tell()
+        at = self.server.next_event()
+        if at is None or self._loop is None:
+            self.close()
+            return
+        when = self._origin + at / self.speed
+        # An early timer finds nothing to do and sets itself again; only a late one must be replaced.
+        if self._timer is None or self._timer.when() > when:
+            self.close()
+            self._timer = self._loop.call_at(when, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._turn()

@@ -1,0 +1,217 @@
+"""The engines of the service: who they are, whether they are well, and telling the scheduler when that changes.
+
+One `Engine` per vLLM server. A probe asks it every few seconds; its breaker opens after consecutive faults or missed
+probes, and the scheduler hears `ExecutorLost` or `ExecutorJoined`. One engine's trouble is never waited for by another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from llmsched.errors import Conflict, InvalidInput, UnknownName
+from llmsched.model.events import Event, ExecutorJoined, ExecutorLost
+from llmsched.runtime.breaker import Breaker
+from llmsched.runtime.clock import Clock
+from llmsched.runtime.engine import Completion, CompletionRequest, EngineClient, EngineError, EngineInfo, Timeouts
+
+log = logging.getLogger(__name__)
+
+#: Slots of an engine that neither the configuration nor the server itself tells the size of.
+DEFAULT_SLOTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """How an engine is configured. model and slots: None asks the server. pool: see `StageSpec.pool`."""
+
+    url: str
+    pool: str = "llm"
+    model: str | None = None
+    slots: int | None = None
+    api_key: str | None = None
+    name: str | None = None
+
+
+class Engine:
+    """One vLLM server as the service sees it."""
+
+    def __init__(
+        self, id: str, spec: EngineSpec, client: EngineClient, breaker: Breaker, post: Callable[[Event], None]
+    ) -> None:
+        self.id = id
+        self.spec = spec
+        self.client = client
+        self.info: EngineInfo | None = None
+        self.draining = False
+        self.last_error = ""
+        self._breaker = breaker
+        self._post = post
+        self._joined = False
+
+    @property
+    def slots(self) -> int:
+        known = self.info.slots if self.info else None
+        return self.spec.slots or known or DEFAULT_SLOTS
+
+    @property
+    def model(self) -> str | None:
+        return self.client.model
+
+    @property
+    def is_healthy(self) -> bool:
+        """Takes work, or would if it were not draining."""
+        return self._joined
+
+    async def complete(self, request: CompletionRequest, clock: Clock) -> Completion:
+        """The engine's answer; faults count for its breaker.
+
+        Raises EngineError.
+        """
+        try:
+            completion = await self.client.complete(request)
+        except EngineError as error:
+            self.last_error = str(error)
+            if error.engine_fault:
+                self._breaker.failure(clock.now())
+                self._settle()
+            else:
+                self._breaker.success(clock.now())
+            raise
+        self._breaker.success(clock.now())
+        return completion
+
+    async def probe(self, clock: Clock) -> None:
+        """Asks for its health, and for its model and limits where they are not known yet."""
+        if not self._breaker.may_probe(clock.now()):
+            return
+        well = await self.client.alive()
+        if well and not self._joined:
+            well = await self._discover()
+        if well:
+            self._breaker.probe_succeeded(clock.now())
+        else:
+            self._breaker.probe_failed(clock.now())
+        self._settle()
+
+    async def _discover(self) -> bool:
+        try:
+            self.info = await self.client.discover()
+        except EngineError as error:
+            self.last_error = str(error)
+            return False
+        return True
+
+    def drain(self, draining: bool) -> None:
+        """Takes no new work (or takes it again); what runs finishes."""
+        self.draining = draining
+        if self._joined:
+            self._post(ExecutorJoined(self.id, self.spec.pool, 0 if draining else self.slots))
+
+    def _settle(self) -> None:
+        """Tells the scheduler when the breaker changed its mind."""
+        well = self.info is not None and self._breaker.is_closed
+        if well and not self._joined:
+            self._joined = True
+            log.info("engine up", extra={"engine": self.id, "url": self.spec.url, "slots": self.slots})
+            self._post(ExecutorJoined(self.id, self.spec.pool, 0 if self.draining else self.slots))
+        elif not well and self._joined:
+            self.lose(self.last_error or "does not answer its health check")
+
+    def lose(self, reason: str) -> None:
+        if self._joined:
+            self._joined = False
+            log.warning("engine down", extra={"engine": self.id, "url": self.spec.url, "reason": reason})
+            self._post(ExecutorLost(self.id, reason))
+
+
+class Engines:
+    """All engines by id, each with its probe.
+
+    post: hands events to the scheduler's queue. interval: seconds between probes of one engine.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[Event], None],
+        clock: Clock,
+        *,
+        timeouts: Timeouts | None = None,
+        interval: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        self._post = post
+        self._clock = clock
+        self._timeouts = timeouts or Timeouts()
+        self._interval = interval
+        self._rng = Random(seed)
+        self._engines: dict[str, Engine] = {}
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._count = 0
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self._engines.values())
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    def __getitem__(self, id: str) -> Engine:
+        try:
+            return self._engines[id]
+        except KeyError:
+            raise UnknownName.of("engine", id, self._engines) from None
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._engines
+
+    def add(self, spec: EngineSpec) -> Engine:
+        """Registers an engine; it takes work as soon as it answers.
+
+        Raises Conflict for a URL or name that is already there.
+        """
+        if spec.slots is not None and not 1 <= spec.slots <= 100_000:
+            raise InvalidInput(f"slots is {spec.slots}; an engine has between 1 and 100000", field="slots")
+        client = EngineClient(spec.url, model=spec.model, api_key=spec.api_key, timeouts=self._timeouts)
+        for other in self:
+            if other.client.url == client.url:
+                raise Conflict(f"engine {other.id!r} already serves {client.url}", field="url")
+        self._count += 1
+        id = spec.name or f"engine-{self._count}"
+        if id in self._engines:
+            raise Conflict(f"there is already an engine named {id!r}", field="name")
+        engine = Engine(id, spec, client, Breaker(rng=Random(self._rng.random())), self._post)
+        self._engines[id] = engine
+        self._probes[id] = asyncio.create_task(self._watch(engine), name=f"probe {id}")
+        return engine
+
+    async def remove(self, id: str) -> None:
+        """Forgets an engine; what runs there is repeated elsewhere."""
+        engine = self[id]
+        del self._engines[id]
+        await _ended(self._probes.pop(id))
+        engine.lose("removed")
+        await engine.client.aclose()
+
+    def longest_context(self, pool: str) -> int | None:
+        """Tokens (prompt and output) every known engine of the pool can hold; None while none tells."""
+        known = [e.info.max_model_len for e in self if e.spec.pool == pool and e.info and e.info.max_model_len]
+        return min(known, default=None)
+
+    async def close(self) -> None:
+        for id in list(self._engines):
+            engine = self._engines.pop(id)
+            await _ended(self._probes.pop(id))
+            await engine.client.aclose()
+
+    async def _watch(self, engine: Engine) -> None:
+        while True:
+            await engine.probe(self._clock)
+            await asyncio.sleep(self._interval if engine.is_healthy else min(self._interval, 0.25))
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))

@@ -1,0 +1,247 @@
+"""Handlers: the functions an operator registered under a name, which regular tasks call.
+
+A handler is `handler(arguments: dict) -> anything JSON can say`, a plain or an `async` function. If its signature takes
+`context`, it is also handed the `TaskContext` of the call: work may run twice after a crash, and the idempotency key
+lets a handler with side effects notice. A handler that raises `llmsched.errors.InvalidInput` says that the arguments are at fault:
+the task is not tried again. Any other exception is.
+
+Clients name handlers and never upload code. Handlers come from modules the operator names (`HandlerRegistry.load`), from
+installed packages (entry points of the group `llmsched.handlers`) and from here (`echo`, `sleep`). A worker is another process: it finds
+a handler by importing its module, so handlers are functions at the top of a module.
+
+Every worker imports this file, so whatever is slow to import is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+from llmsched.errors import InvalidSetting, UnknownName
+
+ENTRY_POINTS = "llmsched.handlers"
+
+Function = Callable[..., Any]
+F = TypeVar("F", bound=Function)
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_MARK = "__llmsched_handler__"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskContext:
+    """Which call this is. idempotency_key: the same for every attempt at one task, and for no other task."""
+
+    job_id: str
+    stage: str
+    index: int
+    attempt: int
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A function and the name tasks call it by.
+
+    schema: a JSON Schema of the arguments, for planners and people to read; the function checks its arguments itself.
+    """
+
+    name: str
+    function: Function
+    schema: Mapping[str, Any] | None = None
+
+    @property
+    def reference(self) -> tuple[str, str]:
+        """(module, qualified name) by which another process finds the function.
+
+        Raises InvalidSetting when it would not: a lambda, a nested function, a bound method, one of `__main__`.
+        """
+        module = getattr(self.function, "__module__", None) or "?"
+        qualname = getattr(self.function, "__qualname__", None) or repr(self.function)
+        if module == "__main__" or not _is_at(self.function, module, qualname):
+            raise InvalidSetting(
+                f"handler {self.name!r} is {qualname} of {module}, which a worker process cannot import;"
+                " make it a function at the top of a module"
+            )
+        return module, qualname
+
+
+@overload
+def handler(function: F, /) -> F: ...
+@overload
+def handler(*, name: str | None = None, schema: Mapping[str, Any] | None = None) -> Callable[[F], F]: ...
+def handler(
+    function: Function | None = None, /, *, name: str | None = None, schema: Mapping[str, Any] | None = None
+) -> Any:
+    """Marks a function as a handler, under its own name or `name`; `HandlerRegistry.load` of its module registers it.
+
+    The function itself stays as it is.
+
+    >>> @handler(name="add")
+    ... def plus(arguments):
+    ...     return arguments["a"] + arguments["b"]
+    >>> plus({"a": 1, "b": 2})
+    3
+    """
+
+    def mark(marked: F) -> F:
+        setattr(marked, _MARK, (name or marked.__name__, schema))
+        return marked
+
+    return mark if function is None else mark(function)
+
+
+class HandlerRegistry:
+    """The handlers of one service, by name, in order of registration."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    def register(self, name: str, function: Function, schema: Mapping[str, Any] | None = None) -> Handler:
+        """Lets tasks call `function` by `name`; registering the same pair again changes nothing.
+
+        Raises InvalidSetting for a bad name, something that cannot be called, or a name that is taken.
+        """
+        if not _NAME.fullmatch(name):
+            raise InvalidSetting(f"handler name {name!r} must match {_NAME.pattern}")
+        if not callable(function):
+            raise InvalidSetting(f"handler {name!r} is {function!r}, which is not a function")
+        known = self._handlers.get(name)
+        if known is not None and known.function != function:
+            raise InvalidSetting(f"two handlers are called {name!r}: {known.function!r} and {function!r}; rename one")
+        return self._handlers.setdefault(name, Handler(name, function, schema))
+
+    def get(self, name: str) -> Handler:
+        """Raises UnknownName, with the nearest known name, for one that nobody registered."""
+        try:
+            return self._handlers[name]
+        except KeyError:
+            raise UnknownName.of("handler", name, sorted(self._handlers), field="handler") from None
+
+    def load(self, module_path: str) -> list[str]:
+        """Imports a module and registers its `HANDLERS` (name to function) and everything marked with `@handler`.
+
+        Returns their names. Raises InvalidSetting when the module cannot be imported, has no handlers, or has one that
+        a worker could not import.
+        """
+        module = _import(module_path, f"module of handlers {module_path!r}")
+        table = getattr(module, "HANDLERS", {})
+        if not isinstance(table, Mapping):
+            raise InvalidSetting(f"HANDLERS of module {module_path!r} must map names to functions, not be {table!r}")
+        marks = ((getattr(value, _MARK, None), value) for value in vars(module).values() if inspect.isroutine(value))
+        found = [(mark[0], function, mark[1]) for mark, function in marks if mark]
+        found += [(str(name), function, getattr(function, _MARK, (None, None))[1]) for name, function in table.items()]
+        if not found:
+            raise InvalidSetting(f"module {module_path!r} has no handlers; mark functions with @handler or fill HANDLERS")
+        for name, function, schema in found:
+            _ = self.register(name, function, schema).reference
+        return list(dict.fromkeys(name for name, _, _ in found))
+
+    def load_entry_points(self) -> list[str]:
+        """Registers what installed packages offer in the group `llmsched.handlers`, as `name = package.module:function`.
+
+        Returns their names. Raises InvalidSetting when one cannot be imported.
+        """
+        from importlib.metadata import entry_points  # 40 ms
+
+        names = []
+        for point in entry_points(group=ENTRY_POINTS):
+            what = f"handler {point.name!r} of entry point {point.value!r}"
+            function = _locate(point.module, point.attr, what)
+            _ = self.register(point.name, function, getattr(function, _MARK, (None, None))[1]).reference
+            names.append(point.name)
+        return names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._handlers
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(self._handlers.values())
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+
+def build_registry(modules: Iterable[str] = (), *, installed: bool = True) -> HandlerRegistry:
+    """The built-in handlers, those of `modules` and, if `installed`, those of entry points.
+
+    Raises InvalidSetting as `HandlerRegistry.load` does.
+
+    >>> [handler.name for handler in build_registry(installed=False)]
+    ['echo', 'sleep']
+    """
+    registry = HandlerRegistry()
+    registry.load(__name__)
+    if installed:
+        registry.load_entry_points()
+    for module in modules:
+        registry.load(module)
+    return registry
+
+
+def find_function(module: str, qualname: str) -> Function:
+    """The function of a `Handler.reference`. Raises InvalidSetting when it cannot be imported."""
+    return _locate(module, qualname, f"handler {qualname!r} of module {module!r}")
+
+
+def bind(function: Function) -> Callable[[dict[str, Any], TaskContext], Any]:
+    """`function` as something that takes arguments and context, whether or not it wants the context.
+
+    >>> bind(len)({"a": 1}, TaskContext("j1", "s", 0, 1, "j1/s/0"))
+    1
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some built-in functions have no signature
+        parameters = {}.values()
+    keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if any(
+        p.kind is inspect.Parameter.VAR_KEYWORD or (p.name == "context" and p.kind in keyword) for p in parameters
+    ):
+        return lambda arguments, context: function(arguments, context=context)
+    return lambda arguments, _: function(arguments)
+
+
+def _import(module: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # the module is the operator's: importing it can raise anything
+        raise InvalidSetting(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _locate(module: str, qualname: str, what: str) -> Function:
+    found = _import(module, what)
+    for part in qualname.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise InvalidSetting(f"{what} does not exist") from None
+    return found  # type: ignore[no-any-return]  # whoever registers or calls it finds out whether it is a function
+
+
+def _is_at(function: Function, module: str, qualname: str) -> bool:
+    try:
+        return bool(find_function(module, qualname) == function)
+    except InvalidSetting:
+        return False
+
+
+# ------------------------------------------------------------------------------------------------- built-in
+
+
+@handler(schema={"type": "object"})
+def echo(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns its arguments."""
+    return arguments
+
+
+@handler(schema={"type": "object", "properties": {"seconds": {"type": "number"}}, "required": ["seconds"]})
+async def sleep(arguments: dict[str, Any]) -> None:
+    """Does nothing for `seconds`."""
+    from asyncio import sleep as pause  # 40 ms
+
+    await pause(float(arguments["seconds"]))

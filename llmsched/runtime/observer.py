@@ -1,0 +1,43 @@
+"""What the running service reports about itself as it happens; metrics listen, and tests may."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Observer(Protocol):
+    """Every method is called from the event loop, right when the thing happened. Durations are seconds."""
+
+    def job_submitted(self, application: str, job_class: str) -> None: ...
+
+    def job_finished(self, application: str, outcome: str, seconds: float) -> None: ...
+
+    def task_started(self, pool: str, application: str, queued: float) -> None: ...
+
+    def task_ended(self, pool: str, application: str, ran: float) -> None: ...
+
+    def task_retried(self, pool: str, reason: str) -> None: ...
+
+    def decided(self, seconds: float) -> None: ...
+
+
+class Silent:
+    """An observer that hears nothing."""
+
+    def job_submitted(self, application: str, job_class: str) -> None:
+        pass
+
+    def job_finished(self, application: str, outcome: str, seconds: float) -> None:
+        pass
+
+    def task_started(self, pool: str, application: str, queued: float) -> None:
+        pass
+
+    def task_ended(self, pool: str, application: str, ran: float) -> None:
+        pass
+
+    def task_retried(self, pool: str, reason: str) -> None:
+        pass
+
+    def decided(self, seconds: float) -> None:
+        pass

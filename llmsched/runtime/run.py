@@ -1,0 +1,162 @@
+"""One active job as the service keeps it: its record, its script, and the accounts of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from llmsched.model.application import Application, StageSpec
+from llmsched.model.events import JobSubmitted, StageExpanded, TaskRef, TaskResult
+from llmsched.model.kinds import StageKind
+from llmsched.model.records import EventRecord, JobRecord, StageRecord
+from llmsched.model.unfolding import Unfolded
+from llmsched.runtime.script import Script
+
+
+class StageRun:
+    """The tasks of one revealed stage: who ran them, what they cost and what came out."""
+
+    __slots__ = ("executors", "left", "outputs", "results", "spec", "started_at")
+
+    def __init__(self, spec: StageSpec, tasks: int) -> None:
+        self.spec = spec
+        self.left = tasks
+        self.results: list[TaskResult | None] = [None] * tasks
+        self.outputs: list[Any] = [None] * tasks
+        self.executors: list[str] = [""] * tasks
+        self.started_at: float | None = None
+
+
+class JobRun:
+    """Turns what happens to a job into the rows and events the store keeps of it.
+
+    `seq` and `position` go on where the store stopped, so that a restart neither repeats nor skips a number.
+    """
+
+    __slots__ = ("application", "position", "record", "script", "seq", "stages", "started_at")
+
+    def __init__(self, record: JobRecord, application: Application, script: Script, *, seq: int = 0) -> None:
+        self.record = record
+        self.application = application
+        self.script = script
+        self.seq = seq
+        self.position = 0
+        self.stages: dict[str, StageRun] = {}
+        self.started_at = record.started_at
+
+    # ---------------------------------------------------------------------------------------------- events
+
+    def event(self, type: str, at: float, data: dict[str, Any] | None = None) -> EventRecord:
+        self.seq += 1
+        return EventRecord(self.record.id, self.seq, type, at, data or {})
+
+    def unfold(self, unfolded: Unfolded, at: float) -> tuple[list[StageRecord], list[EventRecord]]:
+        """Opens accounts for what was revealed; rows and events for what is over by that alone."""
+        rows: list[StageRecord] = []
+        events: list[EventRecord] = []
+        for spec, prompt_tokens in unfolded.reveals:
+            self.stages[spec.name] = StageRun(spec, len(prompt_tokens))
+        for spec, _ in unfolded.reveals:
+            if spec.kind is StageKind.DYNAMIC:
+                plan = [s.spec.name for s in self.stages.values() if s.spec.parent == spec.name]
+                events.append(self.event("stage.expanded", at, {"stage": spec.name, "stages": plan}))
+                rows += self.close_dynamic(spec.name, at)
+        if unfolded.skipped:
+            events.append(self.event("stage.skipped", at, {"stages": list(unfolded.skipped)}))
+            rows += (self._row(self.application[name], "skipped", at) for name in unfolded.skipped)
+        return rows, events
+
+    def start(self, ref: TaskRef, executor: str, at: float) -> list[EventRecord]:
+        """A task was dispatched; events for the first one of the job and of the stage."""
+        stage = self.stages[ref.stage]
+        stage.executors[ref.index] = executor
+        events = []
+        if self.started_at is None:
+            self.started_at = at
+            events.append(self.event("job.started", at))
+        if stage.started_at is None:
+            stage.started_at = at
+            spec = stage.spec
+            data = {"stage": spec.name, "kind": spec.kind.value, "pool": spec.pool, "tasks": len(stage.results)}
+            events.append(self.event("stage.started", at, data))
+        return events
+
+    def finish_task(self, ref: TaskRef, result: TaskResult) -> bool:
+        """Whether this was the last task of its stage."""
+        stage = self.stages[ref.stage]
+        stage.results[ref.index] = result
+        stage.left -= 1
+        return stage.left == 0
+
+    def finish_stage(self, name: str, at: float) -> tuple[list[StageRecord], list[EventRecord]]:
+        """Row and event of a completed stage."""
+        stage = self.stages[name]
+        results = [r for r in stage.results if r is not None]
+        data = {
+            "stage": name,
+            "seconds": round(at - (stage.started_at or at), 6),
+            "prompt_tokens": sum(r.prompt_tokens for r in results),
+            "output_tokens": sum(r.output_tokens for r in results),
+        }
+        rows = [self._row(stage.spec, "done", at, stage)]
+        return rows, [self.event("stage.completed", at, data)]
+
+    def close_dynamic(self, name: str, at: float) -> list[StageRecord]:
+        """The row of a dynamic stage if nothing of its plan is left."""
+        if any(s.left for s in self.stages.values() if s.spec.parent == name):
+            return []
+        return [self._row(self.stages[name].spec, "done", at)]
+
+    def _row(self, spec: StageSpec, state: str, at: float, stage: StageRun | None = None) -> StageRecord:
+        self.position += 1
+        regular = stage is not None and spec.kind is StageKind.REGULAR
+        return StageRecord(
+            job=self.record.id,
+            name=spec.name,
+            position=self.position,
+            state=state,
+            kind=spec.kind,
+            after=spec.after,
+            parent=spec.parent,
+            iteration=spec.iteration,
+            pool=spec.pool,
+            executors=tuple(stage.executors) if stage else (),
+            started_at=stage.started_at if stage else None,
+            finished_at=at,
+            results=tuple(r for r in stage.results if r is not None) if stage else (),
+            tools=tuple(self.script.tool(spec.name, i) for i in range(len(stage.results))) if stage and regular else (),
+            outputs=list(stage.outputs) if stage and any(o is not None for o in stage.outputs) else None,
+        )
+
+    # --------------------------------------------------------------------------------------------- restoring
+
+    def submitted(self, unfolded: Unfolded) -> JobSubmitted:
+        """The event that brings the job before the scheduler."""
+        record = self.record
+        return JobSubmitted(
+            record.id,
+            record.number,
+            self.application,
+            record.submitted_at,
+            unfolded.reveals,
+            unfolded.skipped,
+            record.job_class,
+            record.tenant,
+        )
+
+    def restore(self, rows: Iterable[StageRecord]) -> Iterable[StageExpanded]:
+        """Replays stored stages, in the order they were committed, through the script.
+
+        Raises InvalidInput when a stored output cannot be used any more.
+        """
+        for row in rows:
+            self.position = row.position
+            if row.state != "done" or row.kind is StageKind.DYNAMIC:
+                continue
+            stage = self.stages[row.name]
+            stage.left, stage.results, stage.started_at = 0, list(row.results), row.started_at
+            stage.outputs = list(row.outputs or stage.outputs)
+            unfolded = self.script.complete(row.name, stage.outputs)
+            for spec, prompt_tokens in unfolded.reveals:
+                self.stages[spec.name] = StageRun(spec, len(prompt_tokens))
+            yield StageExpanded(self.record.id, row.name, unfolded.reveals, unfolded.skipped, row.results)

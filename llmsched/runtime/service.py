@@ -1,0 +1,701 @@
+"""The live service: jobs in, scheduler in the middle, engines and workers behind, the store beside.
+
+The life of a job, in eight steps:
+
+1. `submit` validates it, writes it, and returns only when the write is durable;
+2. `JobSubmitted` goes into the queue; the next tick hands everything queued to the scheduler as one batch;
+3. the scheduler answers with commands: `Dispatch` starts an attempt as its own asyncio task;
+4. the attempt calls an engine or a worker, never raises, and queues `TaskFinished` or `TaskFailed`;
+5. with the last task of a stage, the job's script says what the completion reveals: `StageExpanded` joins the batch;
+6. rows and events of the tick are committed together, behind the dispatches: a crash repeats uncommitted work;
+7. committed events reach whoever watches; 8. `FinishJob` closes the accounts.
+
+The tick runs as soon as the event loop is free, so what happened meanwhile is one batch; `tick_ms` holds it back longer.
+
+News and accounts agree with the scheduler because an attempt reports at most once, and an attempt that the scheduler is
+about to give up (executor lost, job cancelled) is silenced in the moment the event is queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, assert_never
+
+import orjson
+
+from llmsched.errors import Conflict, InvalidInput, InvalidRecording, Overloaded
+from llmsched.model.application import Application
+from llmsched.model.events import (
+    Batch,
+    CancelTask,
+    Dispatch,
+    Event,
+    ExecutorJoined,
+    ExecutorLost,
+    FinishJob,
+    JobCancelled,
+    JobClass,
+    Outcome,
+    StageExpanded,
+    StageFailed,
+    TaskFailed,
+    TaskFinished,
+    TaskRef,
+    TaskResult,
+)
+from llmsched.model.job import JobStatus, StageState
+from llmsched.model.kinds import StageKind
+from llmsched.model.recording import Recording
+from llmsched.model.records import JobRecord, JobUpdate, StageRecord, Writes
+from llmsched.policies import make_policy
+from llmsched.runtime.applications import Applications
+from llmsched.runtime.clock import Clock
+from llmsched.runtime.engine import EngineError
+from llmsched.runtime.engines import Engines
+from llmsched.runtime.hub import Hub
+from llmsched.runtime.live import LiveScript
+from llmsched.runtime.observer import Observer, Silent
+from llmsched.runtime.run import JobRun
+from llmsched.runtime.script import RecordedScript, Script
+from llmsched.runtime.workers import TaskContext, WorkerError, WorkerPool
+from llmsched.scheduler import Backoff, Scheduler
+
+log = logging.getLogger(__name__)
+
+
+class Memory(Protocol):
+    """What the service asks of the store while it runs (reads for clients are the gateway's)."""
+
+    async def find_idempotent(self, tenant: str, key: str) -> tuple[str, str] | None: ...
+
+    async def job(self, id: str) -> JobRecord | None: ...
+
+    def unfinished(self) -> AsyncIterator[tuple[JobRecord, bytes | None, Sequence[StageRecord]]]: ...
+
+    async def last_seq(self, jobs: Sequence[str]) -> Mapping[str, int]: ...
+
+    async def last_number(self) -> int: ...
+
+    async def purge(self, finished_before: float, limit: int) -> int: ...
+
+
+class Journal(Protocol):
+    """Group commit: the future resolves once the writes are durable."""
+
+    healthy: bool
+
+    @property
+    def pending(self) -> int: ...
+
+    def append(self, writes: Writes) -> Awaitable[None]: ...
+
+    async def flush(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the service takes on. Times are seconds."""
+
+    active_jobs: int = 10_000
+    pending_writes: int = 20_000
+    tick_ms: float = 0.0
+    #: Timeout of a regular task that names none.
+    task_timeout: float = 600.0
+    #: How long finished jobs are kept; None: for ever.
+    retention: float | None = None
+    #: Decisions kept for `GET /v1/decisions`.
+    decisions: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A submission that passed the gateway's form checks: exactly one of `input` and `recording` counts."""
+
+    application: str
+    input: Any = None
+    recording: Any = None
+    job_class: JobClass = JobClass.STANDARD
+    tenant: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    request_digest: str | None = None
+
+
+@dataclass(slots=True)
+class _Attempt:
+    number: int
+    executor: str
+    task: asyncio.Task[None]
+
+
+class Service:
+    """Owns the scheduler and everything that moves; `start` it once, `stop` it once.
+
+    speed: recorded regular tasks hold a worker for their seconds divided by it (emulated engines run as much faster).
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: str,
+        store: Memory,
+        journal: Journal,
+        applications: Applications,
+        workers: WorkerPool,
+        clock: Clock,
+        hub: Hub | None = None,
+        observer: Observer | None = None,
+        limits: Limits | None = None,
+        backoff: Backoff | None = None,
+        engines: Callable[[Callable[[Event], None]], Engines] | None = None,
+        speed: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        self.policy_name = policy
+        self.scheduler = Scheduler(make_policy(policy), backoff=backoff, seed=seed)
+        self.engines = engines(self.post) if engines else Engines(self.post, clock, seed=seed)
+        self.workers = workers
+        self.applications = applications
+        self.hub = hub or Hub()
+        self.limits = limits or Limits()
+        self.clock = clock
+        self.started_at = clock.now()
+        self.is_ready = False
+        self.is_stopping = False
+        #: The last decisions, oldest first.
+        self.decisions: deque[dict[str, Any]] = deque(maxlen=self.limits.decisions)
+        self._store = store
+        self._journal = journal
+        self._observer = observer or Silent()
+        self._speed = speed
+        self._number = 0
+        self._submitting = 0
+        self._claims: dict[tuple[str, str], asyncio.Future[tuple[str, str]]] = {}
+        self._runs: dict[str, JobRun] = {}
+        #: Tenants of jobs whose last event is not committed yet.
+        self._tenants: dict[str, str] = {}
+        self._attempts: dict[TaskRef, _Attempt] = {}
+        self._queue: list[Event] = []
+        self._tick_due: asyncio.Handle | None = None
+        self._wakeup: asyncio.TimerHandle | None = None
+        self._writes = Writes()
+        self._chores: list[asyncio.Task[None]] = []
+        self._idle = asyncio.Event()
+
+    # ---------------------------------------------------------------------------------------- life of the service
+
+    async def start(self, pools: Mapping[str, int]) -> None:
+        """Takes up where the last process stopped. pools: worker slots by pool."""
+        self._loop = asyncio.get_running_loop()
+        self._number = await self._store.last_number()
+        await self._restore()
+        await self.workers.start()
+        for pool, slots in pools.items():
+            self.post(ExecutorJoined(f"workers-{pool}", pool, slots))
+        if self.limits.retention is not None:
+            self._chores.append(asyncio.create_task(self._forget(self.limits.retention), name="retention"))
+        self.is_ready = True
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """Starts nothing new, gives running attempts `grace` seconds, and makes everything known durable.
+
+        Jobs that are not finished go on with the next process.
+        """
+        self.is_ready, self.is_stopping = False, True
+        for executor in list(self.scheduler.view.executors.values()):
+            self._queue.append(ExecutorJoined(executor.id, executor.pool, 0))
+        self._schedule_tick()
+        self._idle.clear()
+        if self._attempts or self._queue:
+            try:
+                async with asyncio.timeout(grace):
+                    await self._idle.wait()
+            except TimeoutError:
+                log.info("stopping with attempts in flight", extra={"attempts": len(self._attempts)})
+        for ref in list(self._attempts):
+            self._silence(ref)
+        self._tick()
+        for handle in (self._tick_due, self._wakeup):
+            if handle is not None:
+                handle.cancel()
+        for chore in self._chores:
+            chore.cancel()
+        await self.engines.close()
+        await self.workers.close()
+        await self._journal.flush()
+
+    async def _restore(self) -> None:
+        began = time.perf_counter()
+        restored: list[tuple[JobRun, list[Event]]] = []
+        async for record, recording, rows in self._store.unfinished():
+            application = await self.applications.at(record.application, record.version)
+            run, events = await self._revive(record, application, recording, rows)
+            restored.append((run, events))
+        seqs = await self._store.last_seq([run.record.id for run, _ in restored])
+        for run, events in restored:
+            run.seq = seqs.get(run.record.id, 0)
+            self._runs[run.record.id] = run
+            self._tenants[run.record.id] = run.record.tenant
+            for event in events:
+                self.post(event)
+        if restored:
+            seconds = round(time.perf_counter() - began, 3)
+            log.info("jobs restored", extra={"jobs": len(restored), "seconds": seconds})
+
+    async def _revive(
+        self, record: JobRecord, application: Application, recording: bytes | None, rows: Sequence[StageRecord]
+    ) -> tuple[JobRun, list[Event]]:
+        parsed = None if recording is None else Recording.from_json(orjson.loads(recording))
+        script = self._script(record.id, application, record.input, parsed)
+        run = JobRun(record, application, script)
+        unfolded = script.begin()
+        run.unfold(unfolded, record.submitted_at)
+        events: list[Event] = [run.submitted(unfolded)]
+        try:
+            events += run.restore(rows)
+        except InvalidInput as error:
+            events.append(StageFailed(record.id, rows[-1].name, str(error)))
+        return run, events
+
+    async def _forget(self, retention: float) -> None:
+        while True:
+            while await self._store.purge(self.clock.now() - retention, 1_000) == 1_000:
+                await asyncio.sleep(0)
+            await asyncio.sleep(min(60.0, retention))
+
+    # -------------------------------------------------------------------------------------------------- clients
+
+    @property
+    def active_jobs(self) -> int:
+        return len(self._runs)
+
+    def active_by_application(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for run in self._runs.values():
+            counts[run.record.application] = counts.get(run.record.application, 0) + 1
+        return counts
+
+    async def submit(self, new: NewJob) -> tuple[JobRecord, bool]:
+        """The accepted job, durable, and whether it is new (False: an idempotency key was used again).
+
+        A caller that goes away in the middle changes nothing: what was written is also run.
+        Raises InvalidInput, UnknownName, Conflict (idempotency key used for another request), or Overloaded.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._submit(new)))
+
+    async def _submit(self, new: NewJob) -> tuple[JobRecord, bool]:
+        if new.idempotency_key is None:
+            return await self._admit(new), True
+        claim = (new.tenant, new.idempotency_key)
+        while claim in self._claims:
+            await asyncio.wait((self._claims[claim],))
+        known = await self._store.find_idempotent(*claim)
+        if known is None and claim not in self._claims:
+            return await self._claim(claim, new), True
+        if known is None:
+            return await self._submit(new)
+        id, digest = known
+        if digest != new.request_digest:
+            raise Conflict(
+                f"idempotency key {new.idempotency_key!r} was used for another request (job {id}); use a new key",
+                field="Idempotency-Key",
+            )
+        record = await self._store.job(id)
+        if record is None:
+            raise Conflict(f"idempotency key {new.idempotency_key!r} belongs to a deleted job; use a new key")
+        return record, False
+
+    async def _claim(self, claim: tuple[str, str], new: NewJob) -> JobRecord:
+        done = self._claims[claim] = self._loop.create_future()
+        try:
+            return await self._admit(new)
+        finally:
+            del self._claims[claim]
+            done.set_result(claim)
+
+    async def _admit(self, new: NewJob) -> JobRecord:
+        self._check_room()
+        application = self.applications.newest(new.application)
+        recording = self._recording(new, application)
+        id = new_job_id(self.clock.now())
+        script = self._script(id, application, new.input, recording)
+        unfolded = script.begin()
+        at = self.clock.now()
+        self._number += 1
+        record = JobRecord(
+            id=id,
+            number=self._number,
+            application=application.name,
+            version=application.version,
+            status=JobStatus.QUEUED,
+            job_class=new.job_class,
+            tenant=new.tenant,
+            submitted_at=at,
+            started_at=None,
+            finished_at=None,
+            input=new.input,
+            has_recording=recording is not None,
+            metadata=dict(new.metadata),
+            deadline_s=None,
+            callback_url=None,
+            idempotency_key=new.idempotency_key,
+            request_digest=new.request_digest,
+            off_profile=script.off_profile,
+            result=None,
+            error=None,
+        )
+        run = JobRun(record, application, script)
+        data = {"application": application.name, "version": application.version, "class": new.job_class.label}
+        writes = Writes(
+            jobs=[(record, None if recording is None else orjson.dumps(new.recording))],
+            events=[run.event("job.submitted", at, data)],
+        )
+        rows, events = run.unfold(unfolded, at)
+        writes.stages.extend(rows)
+        writes.events.extend(events)
+        self._submitting += 1
+        self._tenants[id] = new.tenant
+        try:
+            await self._journal.append(writes)
+        except BaseException:
+            del self._tenants[id]
+            raise
+        finally:
+            self._submitting -= 1
+        self._runs[id] = run
+        self._observer.job_submitted(application.name, new.job_class.label)
+        self.post(run.submitted(unfolded))
+        return record
+
+    def _check_room(self) -> None:
+        if self.is_stopping:
+            raise Overloaded("the service is shutting down; retry in a few seconds", retry_after=5.0)
+        if not self._journal.healthy:
+            raise Overloaded("the database does not answer, so nothing can be accepted; retry soon", retry_after=5.0)
+        active = len(self._runs) + self._submitting
+        if active >= self.limits.active_jobs:
+            raise Overloaded(
+                f"{active} jobs are active, at most {self.limits.active_jobs} are accepted; retry later",
+                retry_after=2.0,
+            )
+        if self._journal.pending >= self.limits.pending_writes:
+            raise Overloaded("too many writes wait for the database; retry later", retry_after=1.0)
+
+    def _recording(self, new: NewJob, application: Application) -> Recording | None:
+        if new.recording is None:
+            return None
+        recording = Recording.from_json(new.recording)
+        if recording.application != application.name:
+            raise InvalidRecording(
+                f"the recording is of application {recording.application!r}, the job of {application.name!r};"
+                " submit it under its own application",
+                field="recording.app",
+            )
+        limit = self.engines.longest_context("llm")
+        if limit is not None and recording.longest_context > limit:
+            raise InvalidRecording(
+                f"the recording needs a context of {recording.longest_context} tokens, the engines hold {limit};"
+                " start them with a larger --max-model-len or submit a shorter recording",
+                field="recording",
+            )
+        return recording
+
+    def _script(self, id: str, application: Application, input: Any, recording: Recording | None) -> Script:
+        if recording is not None:
+            return RecordedScript(id, application, recording)
+        return LiveScript(id, application, input)
+
+    def committed(self, writes: Writes) -> None:
+        """The journal's news that these writes are durable: now others may see them."""
+        self.hub.publish(writes.events, lambda job: self._tenants.get(job, ""))
+        for update in writes.updates:
+            if update.finished_at is not None:
+                self._tenants.pop(update.id, None)
+
+    def cancel(self, id: str) -> bool:
+        """Whether the job was active and is now being cancelled."""
+        if id not in self._runs:
+            return False
+        self.post(JobCancelled(id))
+        return True
+
+    def stages(self, id: str) -> dict[str, dict[str, Any]]:
+        """What runs right now, by stage, for the job view: state, tasks, running and done; empty for others."""
+        job = self.scheduler.view.jobs.get(id)
+        if job is None:
+            return {}
+        live = {}
+        for stage in job.stages.values():
+            running = sum(1 for ref in job.running if ref.stage == stage.name)
+            state = stage.state.value
+            if stage.state in (StageState.READY, StageState.EXPANDING, StageState.DONE):
+                started = running or stage.done_tasks or stage.state is not StageState.READY
+                state = "running" if started else "ready"
+            run = self._runs[id].stages.get(stage.name)
+            live[stage.name] = {
+                "name": stage.name,
+                "kind": stage.kind.value,
+                "state": state,
+                "after": list(stage.spec.after),
+                "parent": stage.spec.parent,
+                "pool": stage.pool,
+                "tasks": None if stage.tasks is None else len(stage.tasks),
+                "running": running,
+                "done": stage.done_tasks,
+                "started_at": run.started_at if run else None,
+            }
+        return live
+
+    def use_policy(self, name: str) -> None:
+        """Orders everything by another policy from the next tick on. Raises UnknownName."""
+        self.scheduler.use_policy(make_policy(name))
+        self.policy_name = name
+        self._schedule_tick()
+
+    # --------------------------------------------------------------------------------------------------- ticking
+
+    def post(self, event: Event) -> None:
+        """Queues an event for the next tick; may be called from anywhere in the event loop."""
+        match event:
+            case ExecutorLost(executor):
+                self._silence_where(lambda ref, a: a.executor == executor)
+            case JobCancelled(job):
+                self._silence_where(lambda ref, a: ref.job == job)
+            case ExecutorJoined() if self.is_stopping:
+                return
+            case _:
+                pass
+        self._queue.append(event)
+        self._schedule_tick()
+
+    def _schedule_tick(self) -> None:
+        if self._tick_due is None:
+            if self.limits.tick_ms:
+                self._tick_due = self._loop.call_later(self.limits.tick_ms / 1000, self._tick)
+            else:
+                self._tick_due = self._loop.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        self._tick_due = None
+        queued, self._queue = self._queue, []
+        now = self.clock.now()
+        events: list[Event] = []
+        for event in queued:
+            events.append(event)
+            if isinstance(event, TaskFinished):
+                events += self._account(event, now)
+        before = self.scheduler.stats.decisions
+        began = time.perf_counter()
+        commands = self.scheduler.handle(Batch(now, tuple(events)))
+        seconds = time.perf_counter() - began
+        for event in events:
+            if isinstance(event, TaskFailed):
+                self._count_retry(event)
+        dispatched = []
+        for command in commands:
+            match command:
+                case Dispatch():
+                    self._dispatch(command, now)
+                    dispatched.append(command)
+                case CancelTask(ref):
+                    self._silence(ref)
+                case FinishJob():
+                    self._finish(command, now)
+                case _:
+                    assert_never(command)
+        if self.scheduler.stats.decisions > before:
+            self._observer.decided(seconds)
+            self._explain(now, seconds, len(events), dispatched)
+        self._commit()
+        self._arm()
+        if not self._attempts and not self._queue:
+            self._idle.set()
+
+    def _count_retry(self, event: TaskFailed) -> None:
+        job = self.scheduler.view.jobs.get(event.task.job)
+        if job is not None:
+            self._observer.task_retried(job.stages[event.task.stage].pool, event.reason.partition(":")[0])
+
+    def _arm(self) -> None:
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+            self._wakeup = None
+        due = self.scheduler.next_wakeup()
+        if due is not None:
+            self._wakeup = self._loop.call_later(max(0.0, due - self.clock.now()), self._schedule_tick)
+
+    def _commit(self) -> None:
+        if self._writes:
+            writes, self._writes = self._writes, Writes()
+            self._journal.append(writes)
+
+    def _explain(self, now: float, seconds: float, events: int, dispatched: list[Dispatch]) -> None:
+        self.decisions.append(
+            {
+                "at": now,
+                "policy": self.policy_name,
+                "events": events,
+                "milliseconds": round(seconds * 1000, 4),
+                "dispatched": [
+                    {"job": d.task.job, "stage": d.task.stage, "task": d.task.index, "executor": d.executor}
+                    for d in dispatched
+                ],
+                "waiting": {pool: len(stages) for pool, stages in self.scheduler.view.ready.items() if stages},
+            }
+        )
+
+    def _account(self, event: TaskFinished, now: float) -> list[Event]:
+        """What follows from the last finished task of a stage."""
+        run = self._runs.get(event.task.job)
+        if run is None or not run.finish_task(event.task, event.result):
+            return []
+        name = event.task.stage
+        try:
+            unfolded = run.script.complete(name, run.stages[name].outputs)
+        except InvalidInput as error:
+            return [StageFailed(run.record.id, name, str(error))]
+        rows, notes = run.finish_stage(name, now)
+        if (parent := run.stages[name].spec.parent) is not None:
+            rows += run.close_dynamic(parent, now)
+        more_rows, more_notes = run.unfold(unfolded, now)
+        self._writes.stages.extend(rows + more_rows)
+        self._writes.events.extend(notes + more_notes)
+        return [StageExpanded(run.record.id, name, unfolded.reveals, unfolded.skipped)]
+
+    def _finish(self, command: FinishJob, now: float) -> None:
+        run = self._runs.pop(command.job)
+        record, outcome, error = run.record, command.outcome, command.reason or None
+        result = None
+        if outcome is Outcome.COMPLETED:
+            try:
+                result = run.script.result()
+            except InvalidInput as failure:
+                outcome, error = Outcome.FAILED, str(failure)
+        data = {"seconds": round(now - record.submitted_at, 6)} | ({"error": error} if error else {})
+        self._writes.updates.append(
+            JobUpdate(record.id, JobStatus(outcome.value), run.started_at, now, result, error)
+        )
+        self._writes.events.append(run.event(f"job.{outcome.value}", now, data))
+        self._observer.job_finished(record.application, outcome.value, now - record.submitted_at)
+
+    # -------------------------------------------------------------------------------------------------- attempts
+
+    def _dispatch(self, command: Dispatch, now: float) -> None:
+        ref = command.task
+        run = self._runs[ref.job]
+        task = self.scheduler.view.jobs[ref.job].running[ref]
+        first = run.started_at is None
+        self._writes.events.extend(run.start(ref, command.executor, now))
+        if first:
+            self._writes.updates.append(JobUpdate(ref.job, JobStatus.RUNNING, now, None, None, None))
+        pool = task.pool
+        self._observer.task_started(pool, run.record.application, now - task.ready_at)
+        work = self._call_engine if task.stage.kind is StageKind.LLM else self._call_worker
+        attempt = asyncio.create_task(self._attempt(run, command, pool, work))
+        self._attempts[ref] = _Attempt(command.attempt, command.executor, attempt)
+
+    async def _attempt(
+        self,
+        run: JobRun,
+        command: Dispatch,
+        pool: str,
+        work: Callable[[JobRun, Dispatch], Awaitable[tuple[TaskResult, Any]]],
+    ) -> None:
+        ref, number, began = command.task, command.attempt, self.clock.now()
+        event: TaskFinished | TaskFailed
+        output: Any = None
+        try:
+            result, output = await work(run, command)
+            event = TaskFinished(ref, number, result)
+        except EngineError as error:
+            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0)
+        except WorkerError as error:
+            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable)
+        except InvalidInput as error:
+            event = TaskFailed(ref, number, f"bad_output: {error}")
+        except Exception as error:  # a bug of ours, or of a dependency: the job must hear of it, the service goes on
+            log.exception("attempt failed unexpectedly", extra={"task": str(ref), "attempt": number})
+            event = TaskFailed(ref, number, f"internal: {type(error).__name__}: {error}")
+        current = self._attempts.get(ref)
+        if current is None or current.number != number:
+            return
+        del self._attempts[ref]
+        self._observer.task_ended(pool, run.record.application, self.clock.now() - began)
+        if isinstance(event, TaskFinished):
+            run.stages[ref.stage].outputs[ref.index] = output
+        else:
+            note = {"stage": ref.stage, "task": ref.index, "attempt": number, "reason": event.reason}
+            self._writes.events.append(run.event("task.failed", self.clock.now(), note))
+        self.post(event)
+
+    async def _call_engine(self, run: JobRun, command: Dispatch) -> tuple[TaskResult, Any]:
+        ref = command.task
+        engine = self.engines[command.executor]
+        spec = run.stages[ref.stage].spec
+        try:
+            request = run.script.llm(ref.stage, ref.index)
+        except InvalidInput as error:
+            raise EngineError(str(error), reason="template", retryable=False, engine_fault=False) from None
+        timeouts = engine.client.timeouts
+        if spec.timeout is not None:
+            timeouts = replace(timeouts, total=spec.timeout)
+        request = replace(
+            request,
+            priority=command.priority or 0,
+            request_id=f"{ref.job}-{ref.stage}-{ref.index}-{command.attempt}",
+            timeouts=timeouts,
+        )
+        completion = await engine.complete(request, self.clock)
+        result = TaskResult(completion.duration_s, completion.prompt_tokens, completion.output_tokens)
+        return result, run.script.read(ref.stage, ref.index, completion.text)
+
+    async def _call_worker(self, run: JobRun, command: Dispatch) -> tuple[TaskResult, Any]:
+        ref = command.task
+        began = self.clock.now()
+        try:
+            work = run.script.work(ref.stage, ref.index)
+        except InvalidInput as error:
+            raise WorkerError(str(error), reason="template", retryable=False) from None
+        if isinstance(work, float):
+            await self.workers.hold(work / self._speed)
+            return TaskResult(self.clock.now() - began), None
+        spec = run.stages[ref.stage].spec
+        key = f"{ref.job}/{ref.stage}/{ref.index}"
+        task = replace(
+            work,
+            timeout=spec.timeout or self.limits.task_timeout,
+            context=TaskContext(ref.job, ref.stage, ref.index, command.attempt, key),
+        )
+        output = await self.workers.run(task)
+        return TaskResult(self.clock.now() - began), output
+
+    def _silence(self, ref: TaskRef) -> None:
+        """Gives up an attempt: it is aborted and its outcome reaches nobody."""
+        attempt = self._attempts.pop(ref, None)
+        if attempt is not None:
+            attempt.task.cancel()
+
+    def _silence_where(self, gone: Callable[[TaskRef, _Attempt], bool]) -> None:
+        for ref in [ref for ref, attempt in self._attempts.items() if gone(ref, attempt)]:
+            self._silence(ref)
+
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_job_id(now: float) -> str:
+    """A job id that sorts by time: `job_` and 20 characters, the last ten random."""
+    number = (int(now * 1000) << 50) | int.from_bytes(os.urandom(7), "big") >> 6
+    return "job_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(95, -1, -5))
+
+
+def digest_of(request: object) -> str:
+    """Identifies a request body for idempotency: equal for equal JSON."""
+    return hashlib.sha256(orjson.dumps(request, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,0 +1,183 @@
+"""The program of one worker: two processes, one that runs handlers and one that sees to it that nothing outlives the service.
+
+```
+service ──socket──┬── keeper            waits for the end of either neighbour
+                  └── runner            reads calls, runs handlers, answers; leads a process group
+                        └── whatever a handler started
+```
+
+The service kills a worker by closing its end of the socket, and the kernel closes it however the service dies. The keeper then
+kills the runner's process group. When the runner dies by itself the keeper kills what is left of the group and exits with the
+runner's status. Should the keeper be killed, the kernel kills the runner (Linux). Half-closing the socket asks the runner to leave in
+peace.
+
+A message is its length (4 bytes, big endian) and a JSON object:
+
+    {"load": [module, qualname]}                                 import a handler; answered like a call
+    {"call": [module, qualname], "arguments": {}, "context": {}} call it, which must have been loaded
+    {"result": …}  or  {"error": [reason, message, retryable]}   the answer
+
+JSON and not pickle, so that what runs in a worker can never run code in the service. The handlers' output goes to the service's
+stderr, their stdin is empty. SIGTERM does nothing here: whoever sends it to all processes of the service means the service, which
+decides what becomes of running tasks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from llmsched.errors import InvalidInput, InvalidSetting
+from llmsched.runtime.handlers import TaskContext, bind, find_function
+
+HEADER = struct.Struct("!I")
+MAX_MESSAGE_CHARS = 1000
+
+#: From <sys/prctl.h>: the signal a process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
+
+
+def main(fd: int, memory_mib: int | None, max_result_bytes: int) -> None:
+    """Runs a worker that talks to the service over the socket `fd`."""
+    os.set_inheritable(fd, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which programs started by handlers would inherit
+    keeper = os.getpid()
+    runner = os.fork()
+    if runner:
+        _keep(runner, fd)
+    os.setpgid(0, 0)
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != keeper:  # it died before we asked
+        return
+    if memory_mib is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
+    with open(fd, "rb", closefd=False) as calls, open(fd, "wb", closefd=False) as answers:
+        _serve(calls, answers, max_result_bytes)
+
+
+def _keep(runner: int, fd: int) -> None:
+    """Waits until the runner or the service is gone, ends what is left of the worker, and exits."""
+
+    def end_with_the_service() -> None:
+        hang_up = select.poll()
+        hang_up.register(fd, 0)  # no events: poll still tells that the other side closed
+        hang_up.poll()
+        _kill_group(runner)
+
+    with suppress(ProcessLookupError):
+        os.setpgid(runner, runner)  # the runner does it too: whoever comes first
+    threading.Thread(target=end_with_the_service, daemon=True).start()
+    _, status = os.waitpid(runner, 0)
+    _kill_group(runner)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)  # as a shell tells of a signal
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _serve(calls: BinaryIO, answers: BinaryIO, max_result_bytes: int) -> None:
+    handlers: dict[tuple[str, str], Callable[[dict[str, Any], TaskContext], Any]] = {}
+    while header := calls.read(HEADER.size):
+        (size,) = HEADER.unpack(header)
+        match json.loads(calls.read(size)):
+            case {"load": [module, qualname]}:
+                try:
+                    handlers[module, qualname] = bind(find_function(module, qualname))
+                    answer = b'{"result":null}'
+                except InvalidSetting as error:
+                    answer = _error("unknown_handler", str(error), retryable=False)
+            case {"call": [module, qualname], "arguments": arguments, "context": context}:
+                answer = _perform(handlers[module, qualname], arguments, TaskContext(**context), max_result_bytes)
+        answers.write(HEADER.pack(len(answer)) + answer)
+        answers.flush()
+
+
+def _perform(
+    function: Callable[[dict[str, Any], TaskContext], Any],
+    arguments: dict[str, Any],
+    context: TaskContext,
+    max_result_bytes: int,
+) -> bytes:
+    try:
+        result = function(arguments, context)
+        if inspect.isawaitable(result):
+            from asyncio import run  # 40 ms
+
+            result = run(_wait_for(result))
+    except MemoryError:
+        return _error("memory", "the handler needed more memory than a worker has", retryable=True)
+    except BaseException as error:  # the border: whatever a handler raises, SystemExit too, is news for the service
+        return _error("handler_error", describe(error), retryable=is_retryable(error))
+    try:
+        encoded = encode_result(result)
+    except ValueError as error:
+        return _error("bad_result", str(error), retryable=False)
+    except MemoryError:
+        return _error("memory", "the handler's result needs more memory than a worker has", retryable=True)
+    if len(encoded) > max_result_bytes:
+        return _error("too_large", too_large(len(encoded), max_result_bytes), retryable=False)
+    return b'{"result":%b}' % encoded
+
+
+async def _wait_for(result: Awaitable[Any]) -> Any:
+    return await result
+
+
+def _error(reason: str, message: str, *, retryable: bool) -> bytes:
+    return json.dumps({"error": [reason, message, retryable]}).encode()
+
+
+# ------------------------------------------------------------------------- also what in-memory workers go by
+
+
+def encode_result(result: Any) -> bytes:
+    """What a handler returned, as JSON. Raises ValueError, with a sentence, for what JSON or UTF-8 cannot say.
+
+    >>> encode_result({"found": [1, 2.5, "é", None]})
+    b'{"found":[1,2.5,"\\xc3\\xa9",null]}'
+    >>> encode_result(float("nan"))
+    Traceback (most recent call last):
+    ValueError: the handler's result is not JSON: Out of range float values are not JSON compliant
+    """
+    try:
+        return json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the handler's result is not JSON: {_shorten(str(error))}") from error
+
+
+def too_large(size: int, limit: int) -> str:
+    return f"the handler's result has {size} bytes and may have {limit}"
+
+
+def describe(error: BaseException) -> str:
+    """What was raised and where, in one line of bounded length."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    what = "".join(traceback.format_exception_only(error))
+    return _shorten(" ".join(what.split())) + where
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether another attempt could end better than with `error`."""
+    return not isinstance(error, InvalidInput)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"

@@ -1,0 +1,321 @@
+"""What recorded jobs and the engine client take for granted about vLLM holds on the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from .engine import Counters, EngineFailed, RealEngine, processes
+
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.fixture
+async def client(engine: RealEngine) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=engine.url, timeout=120) as client:
+        yield client
+
+
+def recorded(prompt_tokens: int, output_tokens: int, **more: Any) -> dict[str, Any]:
+    """The request for a recorded task; ids 10 to 249 are ordinary tokens of the tiny model."""
+    return {
+        "model": RealEngine.model,
+        "prompt": [random.randrange(10, 250) for _ in range(prompt_tokens)],
+        "max_tokens": output_tokens,
+        "min_tokens": output_tokens,
+        "ignore_eos": True,
+        **more,
+    }
+
+
+async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> list[str]:
+    """The data of the events of a streamed completion."""
+    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    async with client.stream("POST", COMPLETIONS, json=body) as response:
+        assert response.status_code == 200
+        return [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
+
+
+async def eventually(condition: Callable[[], bool], deadline: float = 30.0) -> None:
+    """Wait for what an engine that works in the background will make true, letting the loop run."""
+    until = time.monotonic() + deadline
+    while not await asyncio.to_thread(condition):
+        assert time.monotonic() < until, "did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+async def test_recorded_lengths_are_executed_and_counted_exactly(
+    engine: RealEngine, client: httpx.AsyncClient
+) -> None:
+    lengths = [(1, 1), (37, 23), (128, 60), (300, 1), (2500, 12)]
+    before = engine.counters()
+
+    answers = await asyncio.gather(*(client.post(COMPLETIONS, json=recorded(p, n)) for p, n in lengths))
+
+    usages = [answer.json()["usage"] for answer in answers]
+    assert [(u["prompt_tokens"], u["completion_tokens"]) for u in usages] == lengths
+    assert {answer.json()["choices"][0]["finish_reason"] for answer in answers} == {"length"}
+    assert engine.counters() - before == Counters(
+        sum(p for p, _ in lengths), sum(n for _, n in lengths), {"length": len(lengths)}
+    )
+
+
+async def test_prompts_that_the_prefix_cache_knows_count_in_full(
+    engine: RealEngine, client: httpx.AsyncClient
+) -> None:
+    body = recorded(600, 2)  # four whole blocks of 128 tokens and a rest
+    await client.post(COMPLETIONS, json=body)
+    before, hits = engine.counters(), engine.counter("vllm:prefix_cache_hits_total")
+
+    await client.post(COMPLETIONS, json=body)
+
+    assert engine.counters() - before == Counters(600, 2, {"length": 1})
+    assert engine.counter("vllm:prefix_cache_hits_total") - hits == 512
+
+
+async def test_a_stream_ends_with_reason_usage_and_done(engine: RealEngine, client: httpx.AsyncClient) -> None:
+    before = engine.counters()
+
+    *chunks, usage, done = await stream(client, recorded(20, 9))
+
+    assert done == "[DONE]"
+    assert json.loads(usage)["choices"] == []
+    assert json.loads(usage)["usage"] == {"prompt_tokens": 20, "completion_tokens": 9, "total_tokens": 29}
+    reasons = [json.loads(chunk)["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + ["length"]
+    assert engine.counters() - before == Counters(20, 9, {"length": 1})
+
+
+async def test_the_request_id_comes_back_in_the_answer(client: httpx.AsyncClient) -> None:
+    answer = await client.post(COMPLETIONS, json=recorded(3, 1), headers={"X-Request-Id": "job-7.plan.0"})
+
+    assert answer.json()["id"] == "cmpl-job-7.plan.0"
+
+
+async def test_closing_the_connection_stops_the_request(engine: RealEngine, client: httpx.AsyncClient) -> None:
+    """An abort is in the log and in what did not happen; no counter of vLLM 0.32 has it."""
+    before, seen = engine.counters(), len(engine.aborted())
+    body = recorded(50, 5000, stream=True)
+
+    async with client.stream("POST", COMPLETIONS, json=body, headers={"X-Request-Id": "gone-1"}) as response:
+        async for line in response.aiter_lines():
+            if line:
+                break
+    await eventually(lambda: engine.running() == 0)
+
+    moved = engine.counters() - before
+    assert moved.prompt_tokens == 50
+    assert 1 <= moved.generation_tokens < 5000
+    assert moved.finished == {}
+    assert engine.aborted()[seen:] == ["gone-1"]
+
+
+async def test_a_ninth_request_waits_and_leaves_the_queue_when_its_client_goes(
+    engine: RealEngine, client: httpx.AsyncClient
+) -> None:
+    before, seen = engine.counters(), len(engine.aborted())
+    filling = [
+        asyncio.create_task(client.post(COMPLETIONS, json=recorded(5, 5000), headers={"X-Request-Id": f"fill-{i}"}))
+        for i in range(engine.slots)
+    ]
+    await eventually(lambda: engine.counter("vllm:num_requests_running") == engine.slots)
+    waiting = asyncio.create_task(
+        client.post(COMPLETIONS, json=recorded(400, 5), headers={"X-Request-Id": "waiting"})
+    )
+    await eventually(lambda: engine.counter("vllm:num_requests_waiting") == 1)
+
+    waiting.cancel()
+    await eventually(lambda: engine.counter("vllm:num_requests_waiting") == 0)
+    assert engine.aborted()[seen:] == ["waiting"]
+    for task in filling:
+        task.cancel()
+    await asyncio.gather(waiting, *filling, return_exceptions=True)
+    await eventually(lambda: engine.running() == 0)
+
+    moved = engine.counters() - before
+    assert (moved.prompt_tokens, moved.finished) == (5 * engine.slots, {})  # nothing of the 400
+    assert sorted(engine.aborted()[seen:]) == [*(f"fill-{i}" for i in range(engine.slots)), "waiting"]
+
+
+async def test_waiting_requests_start_in_order_of_priority(engine: RealEngine, client: httpx.AsyncClient) -> None:
+    finished: list[int] = []
+
+    async def queued(priority: int) -> None:
+        answer = await client.post(COMPLETIONS, json=recorded(5, 10, priority=priority))
+        assert answer.status_code == 200
+        finished.append(priority)
+
+    # One of the eight ends long before the others, so the queue drains through one slot, one at a time.
+    filling = [
+        asyncio.create_task(client.post(COMPLETIONS, json=recorded(5, n))) for n in (300, *[5000] * (engine.slots - 1))
+    ]
+    await eventually(lambda: engine.counter("vllm:num_requests_running") == engine.slots)
+    queue = [asyncio.create_task(queued(priority)) for priority in (5, -2, 3, 1)]
+    await eventually(lambda: engine.counter("vllm:num_requests_waiting") == 4)
+    await asyncio.gather(*queue)
+
+    assert finished == [-2, 1, 3, 5]
+    for task in filling:
+        task.cancel()
+    await asyncio.gather(*filling, return_exceptions=True)
+    await eventually(lambda: engine.running() == 0)
+
+
+PLAN = {
+    "type": "object",
+    "properties": {
+        "tools": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 3,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"enum": ["search", "python_exec"]},
+                    "after": {"type": "array", "maxItems": 2, "items": {"enum": [0, 1, 2]}},
+                },
+                "required": ["name", "after"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["tools"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Which tools?"}]}),
+        (COMPLETIONS, {"prompt": "Which tools?"}),
+    ],
+)
+async def test_random_weights_write_json_that_obeys_a_schema(
+    client: httpx.AsyncClient, path: str, prompt: dict[str, Any]
+) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "plan", "schema": PLAN}}
+
+    answer = await client.post(
+        path, json={"model": RealEngine.model, **prompt, "max_tokens": 4000, "seed": 1, "response_format": schema}
+    )
+
+    choice = answer.json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    jsonschema.validate(json.loads(choice["message"]["content"] if "message" in choice else choice["text"]), PLAN)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (
+            recorded(12_289, 1),
+            400,
+            "This model's maximum context length is 12288 tokens. However, your prompt contains at least 12289 input "
+            "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
+            "prompt. (parameter=input_tokens, value=12289)",
+        ),
+        (recorded(12_280, 20), 400, "min_tokens must be less than or equal to max_tokens=8, got 20."),
+        (recorded(2, 1, prompt=[10, 512]), 400, "Token id 512 is out of vocabulary"),
+        (recorded(0, 1), 400, "You must pass at least one prompt"),
+        (recorded(2, 1, model="other"), 404, "The model `other` does not exist. Valid aliases: tiny."),
+    ],
+    ids=["prompt too long", "output too long", "unknown token", "empty prompt", "unknown model"],
+)
+async def test_impossible_requests_are_refused_with_a_reason(
+    engine: RealEngine, client: httpx.AsyncClient, body: dict[str, Any], status: int, message: str
+) -> None:
+    before = engine.counters()
+
+    answer = await client.post(COMPLETIONS, json=body)
+
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"] == message
+    assert answer.json()["error"]["code"] == status
+    assert engine.counters() == before
+
+
+async def test_models_tell_the_context_and_nothing_tells_the_slots(
+    engine: RealEngine, client: httpx.AsyncClient
+) -> None:
+    (model,) = (await client.get("/v1/models")).json()["data"]
+
+    assert (model["id"], model["max_model_len"]) == (engine.model, engine.max_model_len)
+    assert "max_num_seqs" not in json.dumps(model) + (await client.get("/metrics")).text
+    assert (await client.get("/server_info")).status_code == 404
+
+
+async def test_an_engine_that_dies_breaks_its_streams_and_comes_back_on_its_port(
+    engine: RealEngine, client: httpx.AsyncClient
+) -> None:
+    """The trap for clients: a stream that its engine's death cut short ends with [DONE] all the same."""
+    streamed = asyncio.create_task(stream(client, recorded(5, 5000)))
+    await eventually(lambda: engine.counter("vllm:num_requests_running") == 1)
+
+    os.kill(engine.worker(), signal.SIGKILL)
+
+    *_, last, done = await streamed
+    assert json.loads(last)["error"]["code"] == 500
+    assert done == "[DONE]"
+    await eventually(lambda: engine.exited and engine.pids() == [])
+
+    engine.restart()
+
+    assert engine.counters() == Counters()
+    assert (await client.post(COMPLETIONS, json=recorded(4, 3))).status_code == 200
+    assert engine.counters() == Counters(4, 3, {"length": 1})
+
+
+def test_an_engine_that_cannot_start_fails_with_its_log(vllm_python: str, tmp_path: Path) -> None:
+    engine = RealEngine(vllm_python, tmp_path / "log", policy="no-such-policy")
+
+    with pytest.raises(EngineFailed, match="(?s)exited before it was healthy.*no-such-policy"):
+        engine.start()
+
+    assert engine.pids() == []
+
+
+def test_what_is_on_a_leash_dies_with_its_killed_parent(tmp_path: Path) -> None:
+    """The leash alone, around a shell with a child: an engine would only take longer."""
+    leash = [sys.executable, str(Path(__file__).with_name("leash.py")), "sh", "-c", "sleep 600 & sleep 600"]
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys\n"
+            "p = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True)\n"
+            "print(p.pid, flush=True)\n"
+            "p.wait()",
+            *leash,
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    group = int(parent.stdout.readline())
+    wait_for(lambda: len(processes(group)) == 4)  # the leash, the shell, two sleeps
+
+    parent.kill()
+    parent.communicate()
+
+    wait_for(lambda: processes(group) == [])
+
+
+def wait_for(condition: Callable[[], bool], deadline: float = 10.0) -> None:
+    """Poll what other processes do."""
+    until = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < until, "did not happen in time"
+        time.sleep(0.02)
