@@ -21,8 +21,7 @@ COPY llmsched llmsched
 COPY apps apps
 RUN pip wheel --no-deps --wheel-dir /tmp/wheel . \
     && /opt/llmsched/bin/pip install --no-deps /tmp/wheel/llmsched-*.whl \
-    && /opt/llmsched/bin/pip check \
-    && /opt/llmsched/bin/pip uninstall --yes pip
+    && /opt/llmsched/bin/pip check
 
 FROM ${PYTHON_IMAGE}
 RUN groupadd --gid 10001 llmsched \

@@ -586,7 +586,7 @@ def paper(measured: Numbers) -> Numbers:
 def _stretch(name: str, measured: Numbers, extra: Numbers) -> Numbers:
     numbers = {**measured, **parse_parameters(json.dumps(extra))}
     rng = Random(f"stretch {name}")
-    alone = [isolated_seconds(sketch(name, rng, numbers).stages) for _ in range(10_000)]
+    alone = [isolated_seconds(sketch(name, rng, numbers).stages) for _ in range(4_000)]
     low, high = np.quantile(alone, [CUT, 1 - CUT])
     return {"from": [rounded(low), rounded(high)], "to": list(PAPER[name])}
 
@@ -594,11 +594,11 @@ def _stretch(name: str, measured: Numbers, extra: Numbers) -> Numbers:
 def _stage_spread(measured: Numbers, extra: Numbers) -> float:
     """The spread (of the logarithm) with which stages 0 and 3 of sorting correlate as in the paper; by bisection."""
     low, high = 0.0, 2.0
-    for _ in range(12):
+    for _ in range(10):
         middle = (low + high) / 2
         numbers = {**measured, **parse_parameters(json.dumps({**extra, "stage_spread": middle}))}
         rng = Random("stage spread")
-        jobs = [sketch("sequence_sorting", rng, numbers) for _ in range(2000)]
+        jobs = [sketch("sequence_sorting", rng, numbers) for _ in range(1000)]
         seconds = [[_stage_seconds(job.stages[k]) for k in (0, 3)] for job in jobs]
         if np.corrcoef(np.array(seconds).T)[0, 1] > PAPER_SORTING_CORRELATION:
             low = middle

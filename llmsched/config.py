@@ -43,11 +43,13 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     policy: str = "fcfs"
-    store: str = "sqlite:///llmsched.db"
+    store: str = Field(default="sqlite:///llmsched.db", repr=False)
     #: A list of URLs or tables; in the environment a comma list or JSON.
     engines: Annotated[list[EngineSettings], NoDecode] = []
     launch: list[str] = []
     launch_args: list[str] = []
+    #: Interpreter that has vLLM, where it is not this one.
+    launch_python: Path | None = None
     emulate: int = Field(default=0, ge=0, le=1024)
     latency: str = "generic-7b"
     max_batch: int = Field(default=16, ge=1, le=100_000)
@@ -86,7 +88,9 @@ class Settings(BaseSettings):
     @classmethod
     def _engines(cls, value: Any) -> Any:
         if isinstance(value, str):
-            value = orjson.loads(value) if value.lstrip().startswith("[") else [v for v in value.split(",") if v.strip()]
+            value = (
+                orjson.loads(value) if value.lstrip().startswith("[") else [v for v in value.split(",") if v.strip()]
+            )
         if isinstance(value, list):
             return [{"url": v.strip()} if isinstance(v, str) else v for v in value]
         return value
@@ -160,7 +164,12 @@ def _toml(file: Path) -> dict[str, Any]:
 def _check_environment() -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in os.environ:
-        if name.startswith(PREFIX) and name not in known and not name.startswith(("LLMSCHED_TEST_", "LLMSCHED_VLLM_")) and name not in _OTHERS:
+        if (
+            name.startswith(PREFIX)
+            and name not in known
+            and not name.startswith(("LLMSCHED_TEST_", "LLMSCHED_VLLM_"))
+            and name not in _OTHERS
+        ):
             raise InvalidSetting(str(UnknownName.of("environment variable", name, sorted(known))))
 
 
@@ -168,4 +177,6 @@ def _read(file: Path, setting: str) -> str:
     try:
         return file.read_text()
     except OSError as error:
-        raise InvalidSetting(f"{setting} is {str(file)!r}, which cannot be read: {error.strerror}", field=setting) from None
+        raise InvalidSetting(
+            f"{setting} is {str(file)!r}, which cannot be read: {error.strerror}", field=setting
+        ) from None

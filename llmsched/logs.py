@@ -12,13 +12,14 @@ import orjson
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
-def configure(level: str = "info", style: str = "text") -> None:
-    """Sends every log line to standard error, as `text` or `json`."""
+def configure(level: str = "info", style: str = "text", *, access: bool = True) -> None:
+    """Sends every log line to standard error, as `text` or `json`. access: one line per request, too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if style == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("llmsched.access").setLevel(logging.INFO if access else logging.CRITICAL)
     for noisy in ("httpx", "httpcore", "aiosqlite", "asyncio", "alembic", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -35,6 +35,10 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 Here = Annotated[Context, Depends(context_of)]
 Tenant = Annotated[str, Depends(tenant_of)]
 
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
 
 @router.post(
     "/jobs", status_code=202, response_model=JobSummary, responses=responses(400, 401, 409, 413, 422, 429, 503)
@@ -116,7 +120,7 @@ async def cancel(id: str, here: Here, tenant: Tenant) -> JobSummary:
 
 @router.get(
     "/jobs/{id}/events",
-    responses={200: {"content": {"text/event-stream": {}}}} | responses(400, 401, 404),
+    responses=_STREAM | responses(400, 401, 404),
     response_class=StreamingResponse,
 )
 async def events(
@@ -130,14 +134,16 @@ async def events(
     after = 0
     if last_event_id:
         if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 16):
-            raise HTTPException(400, f"Last-Event-ID is {last_event_id!r}; it must be the number of an event seen before")
+            raise HTTPException(
+                400, f"Last-Event-ID is {last_event_id!r}; it must be the number of an event seen before"
+            )
         after = int(last_event_id)
     return _stream(job_stream(here.store, here.service.hub, id, after))
 
 
 @router.get(
     "/events",
-    responses={200: {"content": {"text/event-stream": {}}}} | responses(401),
+    responses=_STREAM | responses(401),
     response_class=StreamingResponse,
 )
 async def all_events(here: Here, tenant: Tenant) -> StreamingResponse:
@@ -240,5 +246,3 @@ def read_cursor(cursor: str) -> int:
         return int(text[1:])
     except (ValueError, binascii.Error):
         raise HTTPException(400, f"cursor {cursor!r} is not one a page gave out; leave it out to start anew") from None
-
-

@@ -46,7 +46,9 @@ async def applications(here: Here) -> ApplicationPage:
     return ApplicationPage(items=[_application(a) for a in here.service.applications])
 
 
-@router.get("/applications/{name}", response_model=ApplicationView, responses=responses(401, 404), tags=["applications"])
+@router.get(
+    "/applications/{name}", response_model=ApplicationView, responses=responses(401, 404), tags=["applications"]
+)
 async def application(name: str, here: Here) -> ApplicationView:
     """One application in its newest version, with its padded DAG."""
     return _application(_known(here, name))
@@ -116,7 +118,9 @@ async def engines(here: Here) -> EnginePage:
     return EnginePage(items=[_engine(here, e) for e in here.service.engines])
 
 
-@router.post("/engines", status_code=201, response_model=EngineView, responses=responses(401, 409, 422), tags=["engines"])
+@router.post(
+    "/engines", status_code=201, response_model=EngineView, responses=responses(401, 409, 422), tags=["engines"]
+)
 async def add_engine(form: EngineForm, here: Here) -> EngineView:
     """Add a running vLLM server. It takes work as soon as it answers its health check."""
     spec = EngineSpec(form.url, form.pool, form.model, form.slots, form.api_key)

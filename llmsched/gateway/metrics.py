@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from llmsched.runtime.service import Service
 
 #: vLLM's buckets for end-to-end latency, extended for long jobs. Seconds.
-LONG = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0)
-LONG = (*LONG, 240.0, 480.0, 960.0, 1920.0, 7680.0)
+_VLLM = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0)
+LONG = (*_VLLM, 240.0, 480.0, 960.0, 1920.0, 7680.0)
 #: Queueing starts much lower.
 QUEUE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, *LONG)
 #: 0.1 to 100 milliseconds.

@@ -47,7 +47,12 @@ TITLES = {
 
 
 def problem(
-    request: Request | None, status: int, detail: str, *, field: str | None = None, headers: dict[str, str] | None = None
+    request: Request | None,
+    status: int,
+    detail: str,
+    *,
+    field: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail}
     if field:

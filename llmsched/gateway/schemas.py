@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from llmsched.model.events import JobClass
 
-_EXAMPLE_RECORDING = {
+_EXAMPLE_RECORDING: dict[str, JsonValue] = {
     "app": "code_generation",
     "job_id": "example#1",
     "stages": [

@@ -28,7 +28,7 @@ async def job_stream(store: Store, hub: Hub, job: str, after: int) -> AsyncItera
     with hub.subscribe(job) as subscription:
         seen = after
         while True:
-            subscription.lagged = False
+            subscription.catch_up()
             record = await store.job(job)
             is_over = record is None or record.finished_at is not None
             while page := await store.events(job, seen, 500):
@@ -39,7 +39,7 @@ async def job_stream(store: Store, hub: Hub, job: str, after: int) -> AsyncItera
                         return
             if is_over:
                 return
-            while not subscription.lagged:
+            while not subscription.has_lagged:
                 try:
                     events = await asyncio.wait_for(subscription.take(), KEEP_ALIVE)
                 except TimeoutError:
@@ -47,8 +47,6 @@ async def job_stream(store: Store, hub: Hub, job: str, after: int) -> AsyncItera
                     continue
                 if events is None:
                     return
-                if subscription.lagged:
-                    break
                 for event in events:
                     if event.seq <= seen:
                         continue
@@ -70,7 +68,6 @@ async def all_stream(hub: Hub, tenant: str) -> AsyncIterator[bytes]:
                 continue
             if events is None:
                 return
-            if subscription.lagged:
-                subscription.lagged = False
+            if subscription.catch_up():
                 yield b"event: stream.lagged\ndata: {}\n\n"
             yield b"".join(frame(event, with_id=False) for event in events)

@@ -242,7 +242,7 @@ def validate_plan(
 
 def _validated(name: str, stages: Sequence[StageSpec]) -> tuple[StageSpec, ...]:
     if not _NAME.fullmatch(name):
-        raise InvalidApplication(f"application name {_show(name)} is not one: a name {_A_NAME}", field="name")
+        raise InvalidApplication(f"application {_show(name)}: a name {_A_NAME}", field="name")
     where = f"application {name!r}"
     if not stages:
         raise InvalidApplication(f"{where} has no stages; give it at least one", field="stages")
@@ -332,7 +332,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _show(value: object) -> str:
     """A value as it can stand in a sentence: short, and never itself an error."""
-    return "missing" if value is None else _short.repr(value)
+    return _short.repr(value)
 
 
 _short = Repr()
@@ -564,15 +564,13 @@ def _candidate(reader: _Reader) -> Candidate:
 
 def _edges(reader: _Reader) -> tuple[tuple[str, str], ...] | None:
     """None where the definition has no `edges`: then every edge is allowed."""
-    if reader.left.get("edges") is None:
-        reader.known.append("edges")
-        return None
+    is_absent = reader.left.get("edges") is None
     edges = []
     for edge in reader.items("edges"):
         if not (isinstance(edge, (list, tuple)) and len(edge) == 2 and all(isinstance(e, str) for e in edge)):
             raise InvalidApplication(f"{reader.where}: an edge is a pair of candidate names, not {_show(edge)}")
         edges.append((edge[0], edge[1]))
-    return tuple(edges)
+    return None if is_absent else tuple(edges)
 
 
 class _Reader:
@@ -592,7 +590,8 @@ class _Reader:
         return self.left.pop(key, None)
 
     def _wrong(self, key: str, value: object, what: str) -> InvalidApplication:
-        return InvalidApplication(f"{self.where}: {key} is {_show(value)}; it must be {what}", field=key)
+        shown = "missing" if value is None else _show(value)
+        return InvalidApplication(f"{self.where}: {key} is {shown}; it must be {what}", field=key)
 
     def text(self, key: str, *, required: bool = False) -> str:
         value = self._take(key)

@@ -67,8 +67,7 @@ class TaskResult:
     output_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reveal:
+class Reveal(NamedTuple):
     """A stage is now known to run, with one task per entry of `prompt_tokens` (0: unknown, or regular).
 
     `spec.after` lists the stages it really waits for; a dynamic placeholder is revealed without tasks.
@@ -97,7 +96,10 @@ class JobSubmitted:
 
 @dataclass(frozen=True, slots=True)
 class StageExpanded:
-    """`stage` is complete. results: what its tasks cost, given only when a stored stage is restored."""
+    """`stage` is complete. results: what its tasks cost, given only when a stored stage is restored.
+
+    Of one job, these arrive in the order in which they were found out: a reveal may name stages of an earlier one.
+    """
 
     job: str
     stage: str

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from llmsched.errors import InvalidRecording
 from llmsched.model.kinds import StageKind
 
-#: Limits against absurd input; the largest published job has 80 tasks and 300,000 tokens.
+#: Limits against absurd input; the largest published job has 80 tasks and 400,000 tokens.
 MAX_STAGES = 10_000
 MAX_TASKS = 10_000
 MAX_DEPS = 100_000
@@ -218,7 +218,7 @@ def _stage(raw: object, at: str, known: dict[tuple[object, ...], RecordedTask]) 
                 field=f"{at}.parent",
             )
         if not after:
-            raise _wrong(f"{at}.deps", deps, "the stage whose output decides what this dynamic stage generates")
+            raise _wrong(f"{at}.deps", deps, "a list that names the stage whose output decides what is generated")
         candidates = None if raw.get("candidates") is None else _name(raw, "candidates", at)
     return RecordedStage(name, kind, after, tasks, iteration, parent, candidates)
 
@@ -277,6 +277,7 @@ def _linked(stages: list[RecordedStage], listed: list[Any]) -> list[RecordedStag
                 raise _wrong(f"stages[{i}].parent", stage.parent, "the name of a dynamic stage of this job")
             if not stage.after:
                 stages[i] = replace(stage, after=stages[parent].after)
+    for i, stage in enumerate(stages):
         if stage.kind is StageKind.DYNAMIC:
             _check_generates(listed[i].get("generates"), i, stages, index)
     return stages
@@ -421,6 +422,8 @@ def _show(value: object) -> str:
     """The value as it can stand in a sentence: short, and never itself an error."""
     if value is _MISSING:
         return "missing"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]  # as in JSON
     if type(value) is int and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"  # repr() of a huge one raises
     return _short.repr(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from llmsched.model.events import JobClass, TaskResult
 from llmsched.model.job import JobStatus
@@ -58,14 +58,14 @@ class JobRecord:
 class StageRecord:
     """One stage that is over.
 
-    position: 1, 2, … in the order in which the job's stages were committed. results, executors and tools: one entry per
-    task. outputs: the tasks' outputs of a live job, None of a recorded one.
+    position: 1, 2, … in the order in which the job's stages were committed. state: "done" or "skipped". results,
+    executors and tools: one entry per task. outputs: the tasks' outputs of a live job, None of a recorded one.
     """
 
     job: str
     name: str
     position: int
-    state: Literal["done", "skipped"]
+    state: str
     kind: StageKind
     finished_at: float
     started_at: float | None = None

@@ -44,9 +44,11 @@ MAX_LINE_BYTES = 4 << 20
 MAX_REPLY_BYTES = 256 << 20
 MAX_ERROR_BYTES = 64 << 10
 
+#: How vLLM says that a request does not fit its context. It lowers `max_tokens` to what fits, then finds that lacking.
 _TOO_LONG = re.compile(
-    r"maximum context length|maximum model length|context_length_exceeded|exceeds? (the )?(model's )?context"
-    r"|max_tokens=\d+ cannot be greater than max_model_len|min_tokens must be less than or equal to max_tokens",
+    r"maximum (context|model) length|context_length_exceeded|exceeds? (the )?(model's )?context"
+    r"|max_tokens=\d+ cannot be greater than max_model_len"
+    r"|min_tokens must be less than or equal to max_tokens|max_tokens must be at least 1, got 0",
     re.IGNORECASE,
 )
 
@@ -175,6 +177,9 @@ class EngineClient:
         self.priority = priority
         self.timeouts = timeouts or Timeouts()
         self._transport = transport or _transport(self.url)
+        # Parsed once: it costs a tenth of a request.
+        self._completions = httpx.URL(f"{self.url}/v1/completions")
+        self._chat_completions = httpx.URL(f"{self.url}/v1/chat/completions")
         self._headers = {"accept-encoding": "identity", "content-type": "application/json"}
         if api_key is not None:
             self._headers["authorization"] = f"Bearer {api_key}"
@@ -248,14 +253,13 @@ class EngineClient:
 
     async def _post(self, request: CompletionRequest, limits: Timeouts) -> httpx.Response:
         """The response to a request, its event stream still unread. Raises EngineError where there is none."""
-        path = "/v1/completions" if request.messages is None else "/v1/chat/completions"
         headers = self._headers
         if request.request_id:
             headers = headers | {"x-request-id": request.request_id}
         response = await self._transport.handle_async_request(
             httpx.Request(
                 "POST",
-                self.url + path,
+                self._completions if request.messages is None else self._chat_completions,
                 headers=headers,
                 content=orjson.dumps(self._body(request)),
                 extensions={"timeout": {"connect": limits.connect, "pool": limits.connect}},

@@ -7,6 +7,7 @@ probes, and the scheduler hears `ExecutorLost` or `ExecutorJoined`. One engine's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from random import Random
 
 from llmsched.errors import Conflict, InvalidInput, UnknownName
 from llmsched.model.events import Event, ExecutorJoined, ExecutorLost
-from llmsched.runtime.breaker import Breaker
+from llmsched.runtime.breaker import Breaker, State
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.engine import Completion, CompletionRequest, EngineClient, EngineError, EngineInfo, Timeouts
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 #: Slots of an engine that neither the configuration nor the server itself tells the size of.
 DEFAULT_SLOTS = 16
+
+#: Seconds an engine that came back waits at most before somebody looks.
+LONGEST_BACKOFF = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,10 @@ class Engine:
         self.last_error = ""
         self._breaker = breaker
         self._post = post
-        self._joined = False
+        #: Set to have it probed now.
+        self.due = asyncio.Event()
+        #: Slots the scheduler was last told of; None while it does not know the engine.
+        self._offered: int | None = None
 
     @property
     def slots(self) -> int:
@@ -64,7 +71,7 @@ class Engine:
     @property
     def is_healthy(self) -> bool:
         """Takes work, or would if it were not draining."""
-        return self._joined
+        return self._offered is not None
 
     async def complete(self, request: CompletionRequest, clock: Clock) -> Completion:
         """The engine's answer; faults count for its breaker.
@@ -76,26 +83,31 @@ class Engine:
         except EngineError as error:
             self.last_error = str(error)
             if error.engine_fault:
-                self._breaker.failure(clock.now())
+                self._breaker.fault(clock.now())
                 self._settle()
-            else:
-                self._breaker.success(clock.now())
             raise
-        self._breaker.success(clock.now())
+        if self._breaker.success(clock.now()):
+            self._settle()
         return completion
 
     async def probe(self, clock: Clock) -> None:
         """Asks for its health, and for its model and limits where they are not known yet."""
-        if not self._breaker.may_probe(clock.now()):
-            return
         well = await self.client.alive()
-        if well and not self._joined:
+        if well and not self._offered:
             well = await self._discover()
-        if well:
-            self._breaker.probe_succeeded(clock.now())
-        else:
-            self._breaker.probe_failed(clock.now())
+        elif not well:
+            self.last_error = "does not answer its health check"
+        self._breaker.probe(well, clock.now())
         self._settle()
+
+    def look(self, clock: Clock) -> None:
+        """It may have come up just now: probes it at once, whatever its back-off."""
+        self._breaker.next_probe = clock.now()
+        self.due.set()
+
+    def next_probe(self, clock: Clock) -> float:
+        """Seconds until the next probe is due."""
+        return max(0.05, self._breaker.next_probe - clock.now())
 
     async def _discover(self) -> bool:
         try:
@@ -108,23 +120,26 @@ class Engine:
     def drain(self, draining: bool) -> None:
         """Takes no new work (or takes it again); what runs finishes."""
         self.draining = draining
-        if self._joined:
-            self._post(ExecutorJoined(self.id, self.spec.pool, 0 if draining else self.slots))
+        self._settle()
 
     def _settle(self) -> None:
-        """Tells the scheduler when the breaker changed its mind."""
-        well = self.info is not None and self._breaker.is_closed
-        if well and not self._joined:
-            self._joined = True
-            log.info("engine up", extra={"engine": self.id, "url": self.spec.url, "slots": self.slots})
-            self._post(ExecutorJoined(self.id, self.spec.pool, 0 if self.draining else self.slots))
-        elif not well and self._joined:
-            self.lose(self.last_error or "does not answer its health check")
+        """Tells the scheduler when what the engine offers has changed."""
+        if self.info is None or self._breaker.state is State.OPEN:
+            self.lose(self.last_error)
+            return
+        offer = 0 if self.draining else self._breaker.admits(self.slots)
+        if offer == self._offered:
+            return
+        if self._offered is None:
+            log.info("engine up", extra={"engine": self.id, "url": self.client.url, "slots": self.slots})
+        self._offered = offer
+        self._post(ExecutorJoined(self.id, self.spec.pool, offer))
 
     def lose(self, reason: str) -> None:
-        if self._joined:
-            self._joined = False
-            log.warning("engine down", extra={"engine": self.id, "url": self.spec.url, "reason": reason})
+        """The engine is gone: what ran there is repeated elsewhere."""
+        if self._offered is not None:
+            self._offered = None
+            log.warning("engine down", extra={"engine": self.id, "url": self.client.url, "reason": reason})
             self._post(ExecutorLost(self.id, reason))
 
 
@@ -182,7 +197,8 @@ class Engines:
         id = spec.name or f"engine-{self._count}"
         if id in self._engines:
             raise Conflict(f"there is already an engine named {id!r}", field="name")
-        engine = Engine(id, spec, client, Breaker(rng=Random(self._rng.random())), self._post)
+        breaker = Breaker(Random(self._rng.random()), interval=self._interval, cap=LONGEST_BACKOFF)
+        engine = Engine(id, spec, client, breaker, self._post)
         self._engines[id] = engine
         self._probes[id] = asyncio.create_task(self._watch(engine), name=f"probe {id}")
         return engine
@@ -209,7 +225,9 @@ class Engines:
     async def _watch(self, engine: Engine) -> None:
         while True:
             await engine.probe(self._clock)
-            await asyncio.sleep(self._interval if engine.is_healthy else min(self._interval, 0.25))
+            engine.due.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(engine.due.wait(), engine.next_probe(self._clock))
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

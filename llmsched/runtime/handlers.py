@@ -2,12 +2,12 @@
 
 A handler is `handler(arguments: dict) -> anything JSON can say`, a plain or an `async` function. If its signature takes
 `context`, it is also handed the `TaskContext` of the call: work may run twice after a crash, and the idempotency key
-lets a handler with side effects notice. A handler that raises `llmsched.errors.InvalidInput` says that the arguments are at fault:
-the task is not tried again. Any other exception is.
+lets a handler with side effects notice. A handler that raises `llmsched.errors.InvalidInput` says that its arguments
+are at fault, and the task is not tried again; after any other exception it may be.
 
-Clients name handlers and never upload code. Handlers come from modules the operator names (`HandlerRegistry.load`), from
-installed packages (entry points of the group `llmsched.handlers`) and from here (`echo`, `sleep`). A worker is another process: it finds
-a handler by importing its module, so handlers are functions at the top of a module.
+Clients name handlers and never upload code. Handlers come from modules the operator names (`HandlerRegistry.load`),
+from installed packages (entry points of the group `llmsched.handlers`) and from here (`echo`, `sleep`). A worker is
+another process and finds a handler by importing its module, so handlers are functions at the top of a module.
 
 Every worker imports this file, so whatever is slow to import is imported where it is used.
 """
@@ -136,13 +136,13 @@ class HandlerRegistry:
         found = [(mark[0], function, mark[1]) for mark, function in marks if mark]
         found += [(str(name), function, getattr(function, _MARK, (None, None))[1]) for name, function in table.items()]
         if not found:
-            raise InvalidSetting(f"module {module_path!r} has no handlers; mark functions with @handler or fill HANDLERS")
+            raise InvalidSetting(f"module {module_path!r} has no handlers; mark some with @handler or fill HANDLERS")
         for name, function, schema in found:
             _ = self.register(name, function, schema).reference
         return list(dict.fromkeys(name for name, _, _ in found))
 
     def load_entry_points(self) -> list[str]:
-        """Registers what installed packages offer in the group `llmsched.handlers`, as `name = package.module:function`.
+        """Registers what installed packages offer in the group `llmsched.handlers`: `name = package.module:function`.
 
         Returns their names. Raises InvalidSetting when one cannot be imported.
         """
@@ -199,9 +199,7 @@ def bind(function: Function) -> Callable[[dict[str, Any], TaskContext], Any]:
     except ValueError:  # some built-in functions have no signature
         parameters = {}.values()
     keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    if any(
-        p.kind is inspect.Parameter.VAR_KEYWORD or (p.name == "context" and p.kind in keyword) for p in parameters
-    ):
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD or (p.name == "context" and p.kind in keyword) for p in parameters):
         return lambda arguments, context: function(arguments, context=context)
     return lambda arguments, _: function(arguments)
 

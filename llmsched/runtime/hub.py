@@ -22,15 +22,24 @@ class Subscription:
         self._limit = limit
         self._awake = asyncio.Event()
         self._closed = False
-        #: Set when events were dropped because nobody took them: read the store from the last one seen.
-        self.lagged = False
+        self._lagged = False
 
     def offer(self, event: EventRecord) -> None:
         if len(self._queue) >= self._limit:
-            self.lagged = True
+            self._lagged = True
             self._queue.clear()
         self._queue.append(event)
         self._awake.set()
+
+    @property
+    def has_lagged(self) -> bool:
+        """Events were dropped because nobody took them: read the store from the last one seen."""
+        return self._lagged
+
+    def catch_up(self) -> bool:
+        """Whether it had lagged; from here on events are kept again."""
+        lagged, self._lagged = self._lagged, False
+        return lagged
 
     def close(self) -> None:
         self._closed = True

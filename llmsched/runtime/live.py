@@ -17,7 +17,7 @@ candidate's handler together with `inputs`, the outputs of the stages it waits f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,7 +31,7 @@ from llmsched.model.events import Reveal
 from llmsched.model.kinds import StageKind
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.engine import CompletionRequest
-from llmsched.runtime.handlers import TaskContext
+from llmsched.runtime.handlers import HandlerRegistry, TaskContext
 from llmsched.runtime.workers import WorkerTask
 
 _ENV = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
@@ -47,13 +47,13 @@ def _expression(source: str) -> Callable[..., Any]:
     return _ENV.compile_expression(source, undefined_to_none=False)
 
 
-def check_templates(application: Application, handlers: Container[str] | Iterable[str]) -> None:
+def check_templates(application: Application, handlers: HandlerRegistry) -> None:
     """Finds what would only fail in the middle of a job: bad syntax, undefined variables, unknown handlers.
 
     An application in which no stage has a prompt or a handler runs recordings only, and is fine.
     Raises InvalidApplication or UnknownName, naming the stage and the line.
     """
-    known = sorted(handlers) if isinstance(handlers, Iterable) else []
+    known = sorted(handler.name for handler in handlers)
     for spec in application.stages:
         where = f"application {application.name!r}, stage {spec.name!r}"
         for label, source in (("prompt", spec.prompt), ("system", spec.system)):
@@ -192,9 +192,7 @@ class LiveScript:
             )
             if candidate is not None:
                 self._chosen[name] = (candidate, entry["arguments"])
-        ordered = validate_plan(
-            dynamic, specs, chosen={f"{dynamic.name}.{e['name']}": e["candidate"] for e in plan}
-        )
+        ordered = validate_plan(dynamic, specs, chosen={f"{dynamic.name}.{e['name']}": e["candidate"] for e in plan})
         self._specs |= {s.name: s for s in ordered}
         self._inner[dynamic.name] = {s.name for s in ordered}
         if not ordered:
@@ -255,7 +253,9 @@ class LiveScript:
         _, arguments = self._chosen[stage]
         parents = self._specs[stage].after
         short = {p: p.split(".", 1)[1] for p in parents}
-        return {**arguments, "inputs": {short[p]: self._outputs.get(p) for p in parents}} if parents else dict(arguments)
+        return (
+            {**arguments, "inputs": {short[p]: self._outputs.get(p) for p in parents}} if parents else dict(arguments)
+        )
 
     # ------------------------------------------------------------------------------------------- templates
 

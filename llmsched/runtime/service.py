@@ -10,7 +10,8 @@ The life of a job, in eight steps:
 6. rows and events of the tick are committed together, behind the dispatches: a crash repeats uncommitted work;
 7. committed events reach whoever watches; 8. `FinishJob` closes the accounts.
 
-The tick runs as soon as the event loop is free, so what happened meanwhile is one batch; `tick_ms` holds it back longer.
+The tick runs as soon as the event loop is free, so what happened meanwhile is one batch; `tick_ms` holds it back
+longer.
 
 News and accounts agree with the scheduler because an attempt reports at most once, and an attempt that the scheduler is
 about to give up (executor lost, job cancelled) is silenced in the moment the event is queued.
@@ -59,12 +60,13 @@ from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.engine import EngineError
 from llmsched.runtime.engines import Engines
+from llmsched.runtime.handlers import HandlerRegistry, TaskContext
 from llmsched.runtime.hub import Hub
 from llmsched.runtime.live import LiveScript
 from llmsched.runtime.observer import Observer, Silent
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.script import RecordedScript, Script
-from llmsched.runtime.workers import TaskContext, WorkerError, WorkerPool
+from llmsched.runtime.workers import WorkerError, WorkerPool
 from llmsched.scheduler import Backoff, Scheduler
 
 log = logging.getLogger(__name__)
@@ -149,6 +151,7 @@ class Service:
         journal: Journal,
         applications: Applications,
         workers: WorkerPool,
+        handlers: HandlerRegistry,
         clock: Clock,
         hub: Hub | None = None,
         observer: Observer | None = None,
@@ -162,6 +165,7 @@ class Service:
         self.scheduler = Scheduler(make_policy(policy), backoff=backoff, seed=seed)
         self.engines = engines(self.post) if engines else Engines(self.post, clock, seed=seed)
         self.workers = workers
+        self.handlers = handlers
         self.applications = applications
         self.hub = hub or Hub()
         self.limits = limits or Limits()
@@ -266,9 +270,8 @@ class Service:
 
     async def _forget(self, retention: float) -> None:
         while True:
-            while await self._store.purge(self.clock.now() - retention, 1_000) == 1_000:
-                await asyncio.sleep(0)
-            await asyncio.sleep(min(60.0, retention))
+            purged = await self._store.purge(self.clock.now() - retention, 1_000)
+            await asyncio.sleep(0.1 if purged == 1_000 else min(60.0, retention))
 
     # -------------------------------------------------------------------------------------------------- clients
 
@@ -579,9 +582,7 @@ class Service:
             except InvalidInput as failure:
                 outcome, error = Outcome.FAILED, str(failure)
         data = {"seconds": round(now - record.submitted_at, 6)} | ({"error": error} if error else {})
-        self._writes.updates.append(
-            JobUpdate(record.id, JobStatus(outcome.value), run.started_at, now, result, error)
-        )
+        self._writes.updates.append(JobUpdate(record.id, JobStatus(outcome.value), run.started_at, now, result, error))
         self._writes.events.append(run.event(f"job.{outcome.value}", now, data))
         self._observer.job_finished(record.application, outcome.value, now - record.submitted_at)
 

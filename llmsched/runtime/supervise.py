@@ -17,12 +17,13 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -35,6 +36,8 @@ TAIL_LINES = 20
 STABLE_S = 60.0
 #: Time between two questions whether a command is ready.
 POLL_S = 0.2
+#: Whether the tether still runs is looked at this often, in case nothing tells.
+EXIT_CHECK_S = 1.0
 #: How long the tether may take to end what it is told to kill.
 KILL_S = 15.0
 
@@ -93,7 +96,7 @@ class Supervised:
         self._stopping = asyncio.Event()
         self._announced: list[Announcement] = []
         self._has_announced = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -158,47 +161,66 @@ class Supervised:
             self._has_announced.set()
         reading, writing = os.pipe()
         try:
-            process = await self._spawn(reading)
-            self._log.info("process=%s event=start pid=%d", self.name, process.pid)
-            assert process.stdout is not None
-            assert process.stderr is not None
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(process.stdout, self._stdout_line))
-                group.create_task(self._pump(process.stderr, self._line))
-                waiting = group.create_task(self._become_up())
-                code = await process.wait()
-                waiting.cancel()
+            self._process = self._spawn(reading)
+            self._log.info("process=%s event=start pid=%d", self.name, self._process.pid)
+            code = await self._attend(self._process)
+        except OSError as error:
+            return f"cannot be started: {error}"
         finally:
+            os.close(reading)
             os.close(writing)
             self._process = None
             was_up = self.up
             self._up.clear()
-        story = f"was ended by signal {code - 128}" if code > 128 else f"exited with status {code}"
+        # The tether says 128 + n for a command ended by signal n; of its own such end we hear -n.
+        story = f"exited with status {code}" if 0 <= code <= 128 else f"was ended by signal {max(-code, code - 128)}"
         if self.tail and not self._stopping.is_set():
             story += f" after saying {self.tail[-1]!r}"
         if was_up:
             self._on_down(f"{self.name} {story}")
         return story
 
-    async def _spawn(self, reading: int) -> asyncio.subprocess.Process:
-        tether = [sys.executable, "-I", "-S", str(TETHER), str(reading), str(self._grace), "--"]
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *tether,
-                *self.command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(reading,),
-                # A Ctrl-C in the terminal is for the service, which then ends its processes in order.
-                start_new_session=True,
-                env=os.environ | self._env,
-            )
-        finally:
-            os.close(reading)
-        if self._stopping.is_set():
-            self._terminate()
-        return self._process
+    async def _attend(self, process: subprocess.Popen[bytes]) -> int:
+        """Listen to a running tether until it ends; its status."""
+        assert process.stdout is not None
+        assert process.stderr is not None
+        async with asyncio.TaskGroup() as group:
+            pumps = [
+                group.create_task(self._pump(process.stdout, self._stdout_line)),
+                group.create_task(self._pump(process.stderr, self._line)),
+            ]
+            waiting = group.create_task(self._become_up())
+            code = await self._exit(process, pumps)
+            for task in (waiting, *pumps):
+                task.cancel()
+        return code
+
+    def _spawn(self, leash: int) -> subprocess.Popen[bytes]:
+        tether = [sys.executable, "-I", "-S", str(TETHER), str(leash), str(self._grace), "--"]
+        return subprocess.Popen(
+            [*tether, *self.command],
+            bufsize=0,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(leash,),
+            # A Ctrl-C in the terminal is for the service, which then ends its processes in order.
+            start_new_session=True,
+            env=os.environ | self._env,
+        )
+
+    async def _exit(self, process: subprocess.Popen[bytes], pumps: list[asyncio.Task[None]]) -> int:
+        """Wait for the end of the tether; its status.
+
+        The end of the output tells of it. Not asyncio's subprocesses, which wait for that end only: whoever outlives a
+        killed tether may hold the output open for ever.
+        """
+        while (code := process.poll()) is None:
+            _, open_pumps = await asyncio.wait(pumps, timeout=EXIT_CHECK_S)
+            if not open_pumps:
+                await asyncio.sleep(EXIT_CHECK_S / 50)
+        await asyncio.wait(pumps, timeout=EXIT_CHECK_S)
+        return code
 
     async def _become_up(self) -> None:
         try:
@@ -215,18 +237,24 @@ class Supervised:
         self._log.info("process=%s event=up", self.name)
         self._on_up(list(self._announced))
 
-    async def _pump(self, stream: asyncio.StreamReader, line: Callable[[bytes], None]) -> None:
-        """Hand on the lines of a stream until its end."""
+    async def _pump(self, pipe: IO[bytes], line: Callable[[bytes], None]) -> None:
+        """Hand on the lines of a pipe until its end, and close it."""
+        loop = asyncio.get_running_loop()
+        stream = asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), pipe)
         rest = b""
-        while data := await stream.read(1 << 16):
-            *lines, rest = (rest + data).split(b"\n")
-            for each in lines:
-                line(each)
-            if len(rest) > MAX_LINE_BYTES:
+        try:
+            while data := await stream.read(1 << 16):
+                *lines, rest = (rest + data).split(b"\n")
+                for each in lines:
+                    line(each)
+                if len(rest) > MAX_LINE_BYTES:
+                    line(rest)
+                    rest = b""
+            if rest:
                 line(rest)
-                rest = b""
-        if rest:
-            line(rest)
+        finally:
+            transport.close()
 
     def _stdout_line(self, line: bytes) -> None:
         if line.startswith(b"{") and not self._has_announced.is_set():
@@ -244,8 +272,7 @@ class Supervised:
 
     def _terminate(self) -> None:
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()
+            self._process.terminate()
 
     def _report(self, story: str) -> None:
         self.status = story

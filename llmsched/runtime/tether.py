@@ -49,7 +49,8 @@ class Tether:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._ask)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.child = _start(command)
+        # Kept: a Popen that is forgotten collects its child by itself, and the status is lost.
+        self.process = _start(command)
 
     def run(self) -> int:
         """Wait for the end of the command or of the service, leave nothing behind, return the exit status."""
@@ -58,6 +59,7 @@ class Tether:
                 break
             self._reap()
         self._end()
+        self._reap()  # who died between the last two looks
         return 1 if self.status is None else self.status
 
     def _end(self) -> None:
@@ -84,10 +86,10 @@ class Tether:
         if LINUX:
             return descendants(os.getpid())
         try:
-            os.kill(-self.child, 0)
+            os.kill(-self.process.pid, 0)
         except OSError:
             return []
-        return [-self.child]
+        return [-self.process.pid]
 
     def _wait(self, seconds: float, *, watch: bool = True) -> list[int]:
         """Sleep until a signal comes, the pipe moves or the time is up; the readable descriptors."""
@@ -100,7 +102,7 @@ class Tether:
         """Collect the dead: the command, and the orphans we adopted."""
         try:
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                if found[0] == self.child:
+                if found[0] == self.process.pid:
                     code = os.waitstatus_to_exitcode(found[1])
                     self.status = code if code >= 0 else 128 - code
         except ChildProcessError:
@@ -111,7 +113,10 @@ class Tether:
 
 
 def descendants(root: int) -> list[int]:
-    """Living descendants of a process, parents first, from /proc; zombies are not living."""
+    """Living descendants of a process, parents first, from /proc.
+
+    Zombies are not living, except our own: threads of one may still run, and it can be collected when they have ended.
+    """
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -122,7 +127,7 @@ def descendants(root: int) -> list[int]:
                 state, parent = file.read().rpartition(b")")[2].split()[:2]
         except OSError:
             continue
-        if state not in b"ZX":
+        if state != b"Z" or int(parent) == root:
             children.setdefault(int(parent), []).append(int(name))
     found = [root]
     for pid in found:
@@ -137,15 +142,15 @@ def _kill(pid: int, number: int) -> None:
         return
 
 
-def _start(command: list[str]) -> int:
-    """Start the command in its own session; its process id."""
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start the command in its own session."""
     if not LINUX:
-        return subprocess.Popen(command, start_new_session=True).pid
+        return subprocess.Popen(command, start_new_session=True)
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Should somebody kill -9 the tether itself, the kernel asks at least the command to end.
     leash = (PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: prctl(*leash)).pid
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: prctl(*leash))
 
 
 def main(arguments: list[str]) -> int:

@@ -1,15 +1,15 @@
-"""The program of one worker: two processes, one that runs handlers and one that sees to it that nothing outlives the service.
+"""The program of one worker: a process that runs handlers, and one that sees to it that nothing outlives the service.
 
 ```
 service ──socket──┬── keeper            waits for the end of either neighbour
-                  └── runner            reads calls, runs handlers, answers; leads a process group
+                  └── runner            reads calls, runs handlers, answers
                         └── whatever a handler started
 ```
 
-The service kills a worker by closing its end of the socket, and the kernel closes it however the service dies. The keeper then
-kills the runner's process group. When the runner dies by itself the keeper kills what is left of the group and exits with the
-runner's status. Should the keeper be killed, the kernel kills the runner (Linux). Half-closing the socket asks the runner to leave in
-peace.
+The service kills a worker by closing its end of the socket, and the kernel closes it however the service dies. The
+keeper then kills the runner and all its descendants. When the runner dies by itself the keeper kills those it left
+behind and exits with its status. Should the keeper be killed, the kernel kills the runner. Half-closing the socket asks
+the runner to leave in peace. (Elsewhere than on Linux: only its process group, and not when the keeper is killed.)
 
 A message is its length (4 bytes, big endian) and a JSON object:
 
@@ -17,13 +17,13 @@ A message is its length (4 bytes, big endian) and a JSON object:
     {"call": [module, qualname], "arguments": {}, "context": {}} call it, which must have been loaded
     {"result": …}  or  {"error": [reason, message, retryable]}   the answer
 
-JSON and not pickle, so that what runs in a worker can never run code in the service. The handlers' output goes to the service's
-stderr, their stdin is empty. SIGTERM does nothing here: whoever sends it to all processes of the service means the service, which
-decides what becomes of running tasks.
+JSON and not pickle, so that what runs in a worker can never run code in the service. SIGTERM does nothing here: whoever
+sends it to all processes of the service means the service, which decides what becomes of running tasks.
 """
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import json
 import os
@@ -31,36 +31,32 @@ import resource
 import select
 import signal
 import struct
-import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from llmsched.errors import InvalidInput, InvalidSetting
 from llmsched.runtime.handlers import TaskContext, bind, find_function
+from llmsched.runtime.tether import LINUX, PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, descendants
 
 HEADER = struct.Struct("!I")
 MAX_MESSAGE_CHARS = 1000
-
-#: From <sys/prctl.h>: the signal a process gets when its parent dies.
-_PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int, memory_mib: int | None, max_result_bytes: int) -> None:
     """Runs a worker that talks to the service over the socket `fd`."""
     os.set_inheritable(fd, False)
     signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which programs started by handlers would inherit
+    prctl = ctypes.CDLL(None).prctl if LINUX else lambda *_: None
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     keeper = os.getpid()
     runner = os.fork()
     if runner:
         _keep(runner, fd)
     os.setpgid(0, 0)
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != keeper:  # it died before we asked
         return
     if memory_mib is not None:
@@ -69,27 +65,40 @@ def main(fd: int, memory_mib: int | None, max_result_bytes: int) -> None:
         _serve(calls, answers, max_result_bytes)
 
 
-def _keep(runner: int, fd: int) -> None:
+def _keep(runner: int, fd: int) -> NoReturn:
     """Waits until the runner or the service is gone, ends what is left of the worker, and exits."""
 
     def end_with_the_service() -> None:
         hang_up = select.poll()
         hang_up.register(fd, 0)  # no events: poll still tells that the other side closed
         hang_up.poll()
-        _kill_group(runner)
+        _kill(runner)
 
-    with suppress(ProcessLookupError):
-        os.setpgid(runner, runner)  # the runner does it too: whoever comes first
     threading.Thread(target=end_with_the_service, daemon=True).start()
-    _, status = os.waitpid(runner, 0)
-    _kill_group(runner)
+    pid = status = 0
+    while pid != runner:  # orphans that we adopted are collected on the way
+        pid, status = os.waitpid(-1, 0)
+    if LINUX:
+        _end_the_adopted()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(runner, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)  # as a shell tells of a signal
 
 
-def _kill_group(leader: int) -> None:
+def _end_the_adopted() -> None:
+    """Whatever the runner left behind is ours now; those we kill may leave children, so look until there are none."""
+    with suppress(ChildProcessError):
+        while True:
+            for pid in descendants(os.getpid()):
+                _kill(pid)
+            os.waitpid(-1, 0)
+
+
+def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
 
 
 def _serve(calls: BinaryIO, answers: BinaryIO, max_result_bytes: int) -> None:

@@ -1,23 +1,25 @@
 """Workers: slots in which regular tasks run their handlers, with a timeout, a memory limit and a door that closes.
 
-`ProcessWorkers` runs handlers in processes of their own; `InlineWorkers` runs them in the event loop, for tests. Both keep the contract of
-`WorkerPool`: at most `slots` tasks at once, the others wait in order; whatever goes wrong with a task is a `WorkerError`; when
-`run` returns or raises, the task no longer runs.
+`ProcessWorkers` runs handlers in processes of their own; `InlineWorkers` runs them in the event loop, for tests. Both
+keep the contract of `WorkerPool`: at most `slots` tasks at once, the others wait in order; whatever goes wrong with a
+task is a `WorkerError`; when `run` returns or raises, the task no longer runs.
 
-No library: pebble 5.2 was tried and let a task hang whose handler called `os._exit(0)`, waited 3 s for every handler that ignores
-SIGTERM (and so did every other timeout), gave up the whole pool when an idle process was killed, and left a busy process
-running after `kill -9` of its parent. anyio's process workers cannot be closed, or have a memory limit per pool.
+No library: pebble 5.2 was tried and let a task hang whose handler called `os._exit(0)`, waited 3 s for every handler
+that ignores SIGTERM (and so did every other timeout), gave up the whole pool when an idle process was killed, and left
+a busy process running after `kill -9` of its parent. anyio's process workers cannot be closed or limited per pool.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import os
 import signal
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -30,10 +32,12 @@ from llmsched.runtime.worker_process import HEADER, describe, encode_result, is_
 #: How long a worker may take to start and to import a handler's module, in seconds.
 START_TIMEOUT = 60.0
 #: How long an idle worker may take to leave in peace, and a killed one to be gone, in seconds.
-EXIT_TIMEOUT = 2.0
+EXIT_TIMEOUT = 1.0
 #: What an answer may have beyond the handler's result: an error message, braces.
 _ANSWER_BYTES = 64 << 10
 MIN_MEMORY_MIB = 64
+#: After these a process is not used again. A handler that ran out of memory may have left it full.
+_FATAL = ("timeout", "worker_died", "memory")
 
 #: What the interpreter of a worker is told to run; the settings are its only argument.
 _PROGRAM = """
@@ -102,7 +106,7 @@ class WorkerPool(Protocol):
         """
 
 
-class _Slots:
+class _Pool(ABC):
     """What both pools share: slots, and the door."""
 
     def __init__(self, slots: int) -> None:
@@ -114,7 +118,7 @@ class _Slots:
         self._retired = 0
         self._open = False
         self._closing = asyncio.Lock()
-        #: The stays of everybody inside; ending one throws its owner out.
+        #: The stays of those who wait for a slot and of those who have one; ending a stay throws its owner out.
         self._waiting: set[asyncio.Timeout] = set()
         self._running: set[asyncio.Timeout] = set()
 
@@ -125,9 +129,27 @@ class _Slots:
     async def start(self) -> None:
         self._open = not self._retired
 
+    async def run(self, task: WorkerTask) -> object:
+        async with self._slot():
+            return await self._perform(task)
+
     async def hold(self, seconds: float) -> None:
         async with self._slot():
             await asyncio.sleep(seconds)
+
+    async def close(self, grace: float = 5.0) -> None:
+        self._open = False
+        async with self._closing:
+            _throw_out(self._waiting)
+            try:
+                async with asyncio.timeout(grace):
+                    await self._retire_slots()
+            except TimeoutError:
+                _throw_out(self._running)
+                await self._retire_slots()
+
+    @abstractmethod
+    async def _perform(self, task: WorkerTask) -> object: ...
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -138,7 +160,7 @@ class _Slots:
             async with stay:
                 self._waiting.add(stay)
                 async with self._free:
-                    self._waiting.remove(stay)
+                    self._waiting.discard(stay)
                     self._running.add(stay)
                     yield
         except TimeoutError:
@@ -147,18 +169,6 @@ class _Slots:
             self._waiting.discard(stay)
             self._running.discard(stay)
 
-    async def _clear(self, grace: float) -> None:
-        """Shuts the door and waits until nobody is inside, for at most about `grace` seconds."""
-        self._open = False
-        _throw_out(self._waiting)
-        async with self._closing:
-            try:
-                async with asyncio.timeout(grace):
-                    await self._retire_slots()
-            except TimeoutError:
-                _throw_out(self._running)
-                await self._retire_slots()
-
     async def _retire_slots(self) -> None:
         while self._retired < self._slots:
             await self._free.acquire()
@@ -166,19 +176,20 @@ class _Slots:
 
 
 def _throw_out(stays: set[asyncio.Timeout]) -> None:
-    for stay in stays:
-        stay.reschedule(0.0)
+    while stays:
+        stays.pop().reschedule(0.0)
 
 
 # ------------------------------------------------------------------------------------------------ processes
 
 
-class ProcessWorkers(_Slots):
+class ProcessWorkers(_Pool):
     """Runs every task in one of at most `slots` processes, which start on demand and are used again.
 
-    A task that runs too long, is cancelled, or breaks its process costs that process, with everything it started in
-    its process group; the next task gets a fresh one. A process has `memory_mib` of address space (None: no limit), stdin
-    from nowhere, none of the service's files and sockets, and the service's environment without `LLMSCHED_…`, where secrets are.
+    A task that runs too long, is cancelled, or breaks its process costs that process, with everything it started; the
+    next task gets a fresh one. A process has `memory_mib` of address space (None: no limit),
+    an empty stdin, none of the service's files and sockets, and of its environment all but `LLMSCHED_…`, where secrets
+    are. Handlers print to the service's stderr.
 
     Raises InvalidSetting for less than one slot or too little memory.
     """
@@ -201,12 +212,8 @@ class ProcessWorkers(_Slots):
         #: Processes on their way out.
         self._ending: set[asyncio.Task[object]] = set()
 
-    async def run(self, task: WorkerTask) -> object:
-        async with self._slot():
-            return await self._perform(task)
-
     async def close(self, grace: float = 5.0) -> None:
-        await self._clear(grace)
+        await super().close(grace)
         while self._idle:
             self._dismiss(self._idle.pop(), EXIT_TIMEOUT)
         await asyncio.gather(*self._ending)
@@ -217,20 +224,20 @@ class ProcessWorkers(_Slots):
         except (UnknownName, InvalidSetting) as error:
             raise WorkerError(str(error), reason="unknown_handler", retryable=False) from error
         worker = await self._take()
+        is_fit = False
         try:
             result = await self._call(worker, reference, task)
+            is_fit = True
         except WorkerError as error:
-            if error.reason not in ("handler_error", "bad_result", "too_large", "unknown_handler"):
-                logger.warning("worker %d ends: %s: %s", worker.pid, task.handler, error)
-                await asyncio.shield(self._dismiss(worker))
-            else:
+            is_fit = error.reason not in _FATAL
+            if not is_fit:
+                logger.warning("worker %d ends: %s", worker.pid, error)
+            raise
+        finally:
+            if is_fit:
                 self._idle.append(worker)
-            raise
-        except BaseException:
-            # The slot stays taken until the process is gone, unless somebody cancels twice.
-            await asyncio.shield(self._dismiss(worker))
-            raise
-        self._idle.append(worker)
+            else:  # The slot stays taken until the process is gone, unless somebody cancels twice.
+                await asyncio.shield(self._dismiss(worker))
         return result
 
     async def _take(self) -> _Worker:
@@ -251,9 +258,8 @@ class ProcessWorkers(_Slots):
                 async with asyncio.timeout(START_TIMEOUT):
                     await worker.ask({"load": [module, qualname]})
             except TimeoutError:
-                raise WorkerError(
-                    f"module {module!r} was not imported within {START_TIMEOUT:g} s", reason="worker_died"
-                ) from None
+                message = f"module {module!r} was not imported within {START_TIMEOUT:g} s"
+                raise WorkerError(message, reason="worker_died") from None
             worker.loaded.add(reference)
         call = {"call": [module, qualname], "arguments": task.arguments, "context": asdict(task.context)}
         try:
@@ -290,9 +296,9 @@ class _Worker:
     async def start(cls, memory_mib: int | None, max_result_bytes: int) -> _Worker:
         """Raises OSError."""
         ours, theirs = socket.socketpair()
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        try:
-            with theirs:
+        with theirs:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            try:
                 settings = {
                     "sys_path": sys.path,
                     "fd": theirs.fileno(),
@@ -307,9 +313,9 @@ class _Worker:
                     start_new_session=True,  # Ctrl-C is for the service
                     env={key: value for key, value in os.environ.items() if not key.startswith("LLMSCHED_")},
                 )
-        except BaseException:
-            writer.transport.abort()
-            raise
+            except BaseException:
+                writer.transport.abort()
+                raise
         return cls(process, reader, writer, max_result_bytes + _ANSWER_BYTES)
 
     @property
@@ -321,7 +327,7 @@ class _Worker:
         return self._process.returncode is None and not self._reader.at_eof()
 
     async def ask(self, question: Mapping[str, Any]) -> object:
-        """Raises WorkerError; after `worker_died` and `memory`, or when cancelled, the worker is of no more use."""
+        """The answer. Raises WorkerError; when that is fatal, or when cancelled, the worker is of no more use."""
         body = json.dumps(question).encode()
         try:
             self._writer.write(HEADER.pack(len(body)) + body)
@@ -335,8 +341,9 @@ class _Worker:
             raise WorkerError(f"the worker process {cause} during the task", reason="worker_died") from None
         try:
             answer = json.loads(encoded)
-        except (ValueError, RecursionError) as error:  # it was JSON over there: a number or a nest too large for us
-            raise WorkerError(f"the handler's result cannot be read: {error}", reason="bad_result", retryable=False) from error
+        except (ValueError, RecursionError) as error:  # JSON it is, but nested deeper than we can follow
+            message = f"the handler's result cannot be read: {error}"
+            raise WorkerError(message, reason="bad_result", retryable=False) from error
         if "error" in answer:
             reason, message, retryable = answer["error"]
             raise WorkerError(message, reason=reason, retryable=retryable)
@@ -376,11 +383,11 @@ def _overdue(task: WorkerTask) -> WorkerError:
 # ------------------------------------------------------------------------------------------- in the event loop
 
 
-class InlineWorkers(_Slots):
+class InlineWorkers(_Pool):
     """Runs handlers in the event loop: no processes, hence for tests and trusted `async` handlers only.
 
-    Timeouts and cancelling end an `async` handler where it awaits; a plain function blocks the loop and runs to its end. There
-    is no memory limit.
+    Timeouts and cancelling end an `async` handler where it awaits; a plain function blocks the loop and runs to its
+    end. There is no memory limit.
 
     Raises InvalidSetting for less than one slot.
     """
@@ -389,13 +396,6 @@ class InlineWorkers(_Slots):
         super().__init__(slots)
         self._registry = registry
         self._max_result_bytes = max_result_bytes
-
-    async def run(self, task: WorkerTask) -> object:
-        async with self._slot():
-            return await self._perform(task)
-
-    async def close(self, grace: float = 5.0) -> None:
-        await self._clear(grace)
 
     async def _perform(self, task: WorkerTask) -> object:
         try:
@@ -406,12 +406,10 @@ class InlineWorkers(_Slots):
         try:
             async with allowed:
                 result = function(json.loads(json.dumps(task.arguments)), task.context)
-                if asyncio.iscoroutine(result):
+                if inspect.isawaitable(result):
                     result = await result
         except MemoryError as error:
-            raise WorkerError(
-                "the handler needed more memory than a worker has", reason="memory"
-            ) from error
+            raise WorkerError("the handler needed more memory than a worker has", reason="memory") from error
         except (Exception, SystemExit) as error:
             if allowed.expired():
                 raise _overdue(task) from None

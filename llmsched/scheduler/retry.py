@@ -15,6 +15,7 @@ class Backoff:
     """
 
     first: float = 0.2
+    #: Longest delay before jitter, also where the world asks for more.
     most: float = 30.0
     spread: float = 0.5
     #: How many executors may be lost under one task before the job fails: it may be what kills them.

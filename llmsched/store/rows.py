@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from sqlalchemy import Row as SqlRow
@@ -12,7 +12,7 @@ from sqlalchemy import Row as SqlRow
 from llmsched.model.events import JobClass, TaskResult
 from llmsched.model.job import JobStatus
 from llmsched.model.kinds import StageKind
-from llmsched.model.records import ApplicationRecord, EventRecord, JobRecord, Json, JobUpdate, StageRecord
+from llmsched.model.records import ApplicationRecord, EventRecord, JobRecord, JobUpdate, Json, StageRecord
 
 Row = tuple[Any, ...]
 Rows = list[Row]
@@ -70,7 +70,7 @@ def job_row(job: JobRecord, recording: bytes | None) -> Row:
         job.request_digest,
         to_json(job.off_profile),
         _optional(job.error),  # JSON as well: an engine's words may hold NUL, which PostgreSQL has no text for
-        to_json(job.metadata),
+        to_json(dict(job.metadata)),
         _optional(job.input),
         _optional(job.result),
     )
@@ -97,7 +97,7 @@ def stage_row(stage: StageRecord) -> Row:
 
 
 def event_row(event: EventRecord) -> Row:
-    return (event.job, event.seq, event.type, event.at, to_json(event.data))
+    return (event.job, event.seq, event.type, event.at, to_json(dict(event.data)))
 
 
 def update_row(update: JobUpdate) -> Row:
@@ -126,7 +126,7 @@ def job_of(row: SqlRow[Any]) -> JobRecord:
         tenant=row.tenant,
         started_at=row.started_at,
         finished_at=row.finished_at,
-        input=_read(row.input),
+        input=_read(getattr(row, "input", None)),  # a listing leaves it out
         has_recording=row.has_recording,
         metadata=from_json(row.metadata),
         deadline_s=row.deadline_s,
@@ -144,7 +144,7 @@ def stage_of(row: SqlRow[Any]) -> StageRecord:
         job=row.job,
         name=row.name,
         position=row.position,
-        state=cast(Any, row.state),
+        state=row.state,
         kind=StageKind(row.kind),
         finished_at=row.finished_at,
         started_at=row.started_at,

@@ -1,7 +1,8 @@
 """The tables. What the newest migration leaves behind; a test compares the two.
 
 Structured values are JSON in text columns, in both databases: nothing is searched inside them, and PostgreSQL's own
-JSON type refuses the NUL characters that models do produce. Wide columns stand last, where SQLite need not read past them.
+JSON type refuses the NUL characters that models do produce. Wide columns stand last: SQLite reads no further than it
+has to.
 """
 
 from __future__ import annotations

@@ -383,6 +383,23 @@ async def test_one_hanging_engine_does_not_hold_up_another() -> None:
         await asyncio.gather(*stuck, return_exceptions=True)
 
 
+async def test_closing_the_client_fails_what_still_runs() -> None:
+    started = asyncio.Event()
+
+    async def handler(call: Call) -> None:
+        await call.events(token("x"), done=False, end=False)
+        started.set()
+        await call.closed.wait()
+
+    async with client(handler) as it:
+        work = asyncio.create_task(it.complete(CompletionRequest(prompt="hi")))
+        await started.wait()
+        await it.aclose()
+        with pytest.raises(EngineError) as caught:
+            await work
+    assert caught.value.reason == "broken_stream"
+
+
 # Nonsense
 
 
@@ -512,8 +529,9 @@ async def test_an_unreadable_retry_after_is_none() -> None:
         "Input length (3000) exceeds model's maximum context length (2048).",
         "The decoder prompt (length 3000) is longer than the maximum model length of 2048. Make sure that …",
         "max_tokens=5000 cannot be greater than max_model_len=2048. Please request fewer output tokens.",
-        # It lowers max_tokens to what fits before it looks at min_tokens.
+        # It lowers max_tokens to what fits before it looks at it and at min_tokens.
         "min_tokens must be less than or equal to max_tokens=48, got 100.",
+        "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
     ],
 )
 async def test_a_prompt_too_long_for_the_context_is_recognised(message: str) -> None:

@@ -124,6 +124,7 @@ SERVICE = textwrap.dedent(
             # A fork of the service that outlives it, as a worker might, holds the tether's pipe open.
             worker = os.fork() if fork == "fork" else 0
             if fork == "fork" and worker == 0:
+                os.close(1)
                 time.sleep(600)
             print(json.dumps({"worker": worker, "pids": announced[0]["pids"]}), flush=True)
         Supervised("it", command, random=Random(0), announcements=1, on_up=up, grace=0.2).start()

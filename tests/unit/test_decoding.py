@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,11 @@ from llmsched.model.latency import GENERIC_7B, LatencyCurve, latency_curve
 
 #: l(1) = 0.1 s, l(2) = 0.15 s, l(3) = 0.2 s; 100 prompt tokens a second
 CURVE = LatencyCurve.affine("hand", alone=0.1, growth=0.5, prefill_tokens_per_s=100.0)
+
+
+def near(seconds: float) -> Any:
+    """Equal up to the rounding of a few sums."""
+    return pytest.approx(seconds, rel=1e-12)
 
 
 def drain(server: DecodingServer) -> list[tuple[str, float]]:
@@ -33,11 +39,11 @@ def test_alone_a_call_takes_its_reference_work() -> None:
     assert server.next_event() == 2.5  # prefill ends
     assert server.advance(2.5) == []
     assert server.batch == 1
-    assert server.progress("a", 3.0) == pytest.approx(5.0)
-    assert server.reaches("a", 6, 3.0) == pytest.approx(3.1)
+    assert server.progress("a", 3.0) == near(5.0)
+    assert server.reaches("a", 6, 3.0) == near(3.1)
     assert server.advance(3.4) == []
     [(id, at)] = drain(server)
-    assert (id, at) == ("a", pytest.approx(2.0 + CURVE.reference(50, 10)))
+    assert (id, at) == ("a", near(2.0 + CURVE.reference(50, 10)))
     assert (sequence.arrived_at, sequence.admitted_at, sequence.decoding_at) == (2.0, 2.0, 2.5)
     assert sequence.finished_at == at
     assert (server.batch, server.running, server.next_event()) == (0, 0, None)
@@ -49,14 +55,14 @@ def test_two_calls_slow_each_other_while_they_overlap() -> None:
     server.submit("b", 0, 10, now=0.5)
     # Until 0.5 a decodes 5 tokens alone. Then both need 0.15 s a token: a's other 5 end at 1.25, when b has
     # 5 as well and goes on alone for 0.5 s.
-    assert drain(server) == [("a", pytest.approx(1.25)), ("b", pytest.approx(1.75))]
+    assert drain(server) == [("a", near(1.25)), ("b", near(1.75))]
 
 
 def test_equal_calls_end_together_in_order_of_arrival() -> None:
     server = DecodingServer(CURVE, 4)
     for id in "ba":
         server.submit(id, 0, 10, now=0.0)
-    assert drain(server) == [("b", 1.5), ("a", 1.5)]
+    assert drain(server) == [("b", near(1.5)), ("a", near(1.5))]
 
 
 def test_prefill_delays_only_its_own_call() -> None:
@@ -71,9 +77,9 @@ def test_abort_while_decoding_speeds_up_the_others() -> None:
     server = DecodingServer(CURVE, 4)
     server.submit("a", 0, 10, now=0.0)
     server.submit("b", 0, 10, now=0.0)
-    assert server.progress("b", 0.75) == pytest.approx(5.0)
+    assert server.progress("b", 0.75) == near(5.0)
     assert server.abort("b", 0.75)
-    assert drain(server) == [("a", pytest.approx(1.25))]
+    assert drain(server) == [("a", near(1.25))]
 
 
 def test_abort_in_prefill_frees_the_slot() -> None:
@@ -277,7 +283,7 @@ def reference(arrivals: list[Arrival], max_batch: int) -> dict[str, float]:
     return finished
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(arrivals, st.integers(1, 4))
 def test_server_agrees_exactly_with_the_naive_reference(arrivals: list[Arrival], max_batch: int) -> None:
     server = DecodingServer(EXACT, max_batch)

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from llmsched.config import Settings, load
 from llmsched.gateway.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +64,6 @@ VLLM_SERIES = {
 #: What the service and vLLM answer to a GET.
 SERVICE_PATHS = {"/health", "/ready", "/metrics", "/version"}
 VLLM_PATHS = {"/health", "/metrics"}
-#: Keys of the configuration; LLMSCHED_<KEY> in the environment.
-SETTINGS = {"host", "port", "engines", "policy", "workers", "store", "api_keys"}
 
 
 def read(path: Path) -> list[Any]:
@@ -300,18 +299,43 @@ def test_image_is_built_from_files_that_exist_and_are_sent() -> None:
         assert (ROOT / source).exists(), source
 
 
-def settings_in_the_environment() -> Iterator[str]:
-    yield from re.findall(r"\b(LLMSCHED_\w+)=", last("ENV"))
-    for service in compose()["services"].values():
-        yield from (name for name in service.get("environment", {}) if name.startswith("LLMSCHED_"))
-    yield from manifests("ConfigMap")["llmsched"]["data"]
-    yield from manifests("Secret")["llmsched"]["stringData"]
+def engines_of(settings: Settings) -> list[str]:
+    return [engine.url for engine in settings.engines]
 
 
-def test_settings_exist() -> None:
-    used = {name.removeprefix("LLMSCHED_").lower() for name in settings_in_the_environment()}
-    used |= set(tomllib.loads((DEPLOY / "llmsched.example.toml").read_text()))
-    assert used - SETTINGS == set()
+def image_environment() -> dict[str, str]:
+    return dict(re.findall(r"\b(LLMSCHED_\w+)=(\S+)", last("ENV")))
+
+
+def test_example_file_is_accepted() -> None:
+    assert engines_of(load(DEPLOY / "llmsched.example.toml")) == engine_urls(compose()["services"])
+
+
+def test_settings_of_compose_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = compose()["services"]["gateway"]
+    for name, value in {**image_environment(), **gateway["environment"]}.items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    assert engines_of(settings) == engine_urls(compose()["services"])
+    assert settings.grace < int(gateway["stop_grace_period"].removesuffix("s"))
+
+
+def test_settings_of_kubernetes_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, secret = manifests("ConfigMap")["llmsched"]["data"], manifests("Secret")["llmsched"]["stringData"]
+    for name, value in {**image_environment(), **config, **secret}.items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    engines, service = manifests("StatefulSet")["engine"]["spec"], manifests("Service")["engine"]["spec"]
+    assert engines_of(settings) == [
+        f"http://engine-{i}.engine:{service['ports'][0]['port']}" for i in range(engines["replicas"])
+    ]
+    assert settings.store == secret["LLMSCHED_STORE"]
+    assert set(settings.tenants().values()) == {"team-a", "team-b"}
+    pod = manifests("Deployment")["llmsched"]["spec"]["template"]["spec"]
+    assert settings.grace < pod["terminationGracePeriodSeconds"]
+    assert settings.workers * settings.worker_memory_mb < 1024 * int(
+        pod["containers"][0]["resources"]["limits"]["memory"].removesuffix("Gi")
+    )
 
 
 # --- compose ------------------------------------------------------------------------------------------------
@@ -326,18 +350,11 @@ def engine_urls(services: dict[str, Any]) -> list[str]:
     return [f"http://{name}:{option(service['command'], 'port')}" for name, service in engines.items()]
 
 
-def test_compose_gives_the_gateway_its_two_engines() -> None:
-    services = compose()["services"]
-    urls = engine_urls(services)
-    assert len(urls) == 2
-    assert json.loads(services["gateway"]["environment"]["LLMSCHED_ENGINES"]) == urls
-    assert tomllib.loads((DEPLOY / "llmsched.example.toml").read_text())["engines"] == urls
-
-
 def test_compose_gives_each_engine_its_own_gpu_and_priorities() -> None:
+    services = compose()["services"]
+    assert len(engine_urls(services)) == 2
     devices = []
-    for name in ("engine-0", "engine-1"):
-        engine = compose()["services"][name]
+    for engine in (services["engine-0"], services["engine-1"]):
         assert option(engine["command"], "scheduling-policy") == "priority"
         assert option(engine["command"], "max-num-seqs")
         (device,) = engine["deploy"]["resources"]["reservations"]["devices"]
@@ -450,16 +467,13 @@ def test_kubernetes_services_select_pods_and_their_ports() -> None:
             assert document["spec"]["selector"]["matchLabels"] == document["spec"]["template"]["metadata"]["labels"]
 
 
-def test_kubernetes_engines_have_a_gpu_each_and_addresses_the_gateway_knows() -> None:
+def test_kubernetes_engines_have_a_gpu_and_a_name_each() -> None:
     engines = manifests("StatefulSet")["engine"]["spec"]
     service = manifests("Service")["engine"]["spec"]
     assert engines["serviceName"] == "engine"
     assert service["clusterIP"] == "None"
     (container,) = engines["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert json.loads(manifests("ConfigMap")["llmsched"]["data"]["LLMSCHED_ENGINES"]) == [
-        f"http://engine-{i}.engine:{service['ports'][0]['port']}" for i in range(engines["replicas"])
-    ]
 
 
 def test_kubernetes_gateway_is_one_and_is_never_doubled() -> None:

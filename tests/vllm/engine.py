@@ -136,6 +136,7 @@ class RealEngine:
         #: Seconds from the process to the first good answer, of the latest start.
         self.start_seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
+        self._spawned_at = 0.0
         self._log_start = 0
 
     def start(self, deadline: float = START_DEADLINE) -> None:

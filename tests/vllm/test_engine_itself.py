@@ -57,9 +57,7 @@ async def eventually(condition: Callable[[], bool], deadline: float = 30.0) -> N
         await asyncio.sleep(0.02)
 
 
-async def test_recorded_lengths_are_executed_and_counted_exactly(
-    engine: RealEngine, client: httpx.AsyncClient
-) -> None:
+async def test_recorded_lengths_are_executed_and_counted_exactly(engine: RealEngine, client: httpx.AsyncClient) -> None:
     lengths = [(1, 1), (37, 23), (128, 60), (300, 1), (2500, 12)]
     before = engine.counters()
 
@@ -73,9 +71,7 @@ async def test_recorded_lengths_are_executed_and_counted_exactly(
     )
 
 
-async def test_prompts_that_the_prefix_cache_knows_count_in_full(
-    engine: RealEngine, client: httpx.AsyncClient
-) -> None:
+async def test_prompts_that_the_prefix_cache_knows_count_in_full(engine: RealEngine, client: httpx.AsyncClient) -> None:
     body = recorded(600, 2)  # four whole blocks of 128 tokens and a rest
     await client.post(COMPLETIONS, json=body)
     before, hits = engine.counters(), engine.counter("vllm:prefix_cache_hits_total")
@@ -132,9 +128,7 @@ async def test_a_ninth_request_waits_and_leaves_the_queue_when_its_client_goes(
         for i in range(engine.slots)
     ]
     await eventually(lambda: engine.counter("vllm:num_requests_running") == engine.slots)
-    waiting = asyncio.create_task(
-        client.post(COMPLETIONS, json=recorded(400, 5), headers={"X-Request-Id": "waiting"})
-    )
+    waiting = asyncio.create_task(client.post(COMPLETIONS, json=recorded(400, 5), headers={"X-Request-Id": "waiting"}))
     await eventually(lambda: engine.counter("vllm:num_requests_waiting") == 1)
 
     waiting.cancel()
@@ -279,10 +273,13 @@ async def test_an_engine_that_dies_breaks_its_streams_and_comes_back_on_its_port
     assert engine.counters() == Counters(4, 3, {"length": 1})
 
 
-def test_an_engine_that_cannot_start_fails_with_its_log(vllm_python: str, tmp_path: Path) -> None:
-    engine = RealEngine(vllm_python, tmp_path / "log", policy="no-such-policy")
+def test_an_engine_that_cannot_start_fails_with_its_log(tmp_path: Path) -> None:
+    python = tmp_path / "python"  # makes the model, and knows no vLLM
+    python.write_text('#!/bin/sh\ncase "$1" in *.py) echo /model;; *) echo "No module named $2"; exit 1;; esac\n')
+    python.chmod(0o755)
+    engine = RealEngine(str(python), tmp_path / "log")
 
-    with pytest.raises(EngineFailed, match="(?s)exited before it was healthy.*no-such-policy"):
+    with pytest.raises(EngineFailed, match=r"(?s)exited before it was healthy.*No module named vllm"):
         engine.start()
 
     assert engine.pids() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from zlib import crc32
 
@@ -17,7 +18,6 @@ from llmsched.runtime.emulator.metrics import EngineMetrics
 from llmsched.runtime.emulator.paced import Call, PacedServer
 from llmsched.runtime.emulator.replies import Reply, error_body
 from llmsched.runtime.emulator.requests import (
-    Generation,
     Refused,
     check_model,
     parse_generation,
@@ -50,6 +50,7 @@ class Api:
                 web.get("/health", self._health),
                 web.get("/version", self._version),
                 web.get("/metrics", self._get_metrics),
+                web.get("/server_info", self._server_info),
                 web.get("/v1/models", self._models),
                 web.post("/v1/completions", self._completions),
                 web.post("/v1/chat/completions", self._chat_completions),
@@ -88,6 +89,17 @@ class Api:
     async def _get_metrics(self, request: web.Request) -> web.Response:
         page = self._metrics.exposition().encode()
         return web.Response(body=page, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _server_info(self, request: web.Request) -> web.Response:
+        """What vLLM tells in its development mode, as far as it matters here."""
+        if request.query.get("config_format") != "json":
+            raise Refused("the emulated engine tells its configuration with config_format=json only")
+        settings = self._settings
+        config = {
+            "model_config": {"model": settings.model, "max_model_len": settings.max_model_len},
+            "scheduler_config": {"max_num_seqs": settings.max_batch, "policy": settings.scheduling_policy},
+        }
+        return _json(orjson.dumps({"vllm_config": config, "vllm_env": {}, "system_env": {}}))
 
     async def _models(self, request: web.Request) -> web.Response:
         card = {
@@ -142,7 +154,7 @@ class Api:
         reply = Reply(generation, self._settings.model)
         try:
             if generation.stream:
-                return await self._stream(request, call, generation, reply, fault)
+                return await self._stream(request, call, generation.output.tokens, reply, fault)
             await call.finished()
             if fault is not None:
                 return await self._disappoint(request, reply.whole(), fault)
@@ -152,15 +164,29 @@ class Api:
             self._metrics.end(call, tokens, output.finish_reason if call.is_finished else "abort")
 
     async def _stream(
-        self, request: web.Request, call: Call, generation: Generation, reply: Reply, fault: Fault | None
+        self, request: web.Request, call: Call, total: int, reply: Reply, fault: Fault | None
     ) -> web.StreamResponse:
         headers = {"Content-Type": "text/event-stream; charset=utf-8"}
-        total = generation.output.tokens
         if call.is_finished and fault is None:
             body = reply.opening() + reply.delta(0, total) + reply.closing()
             return web.Response(body=body, headers=headers)
         response = web.StreamResponse(headers=headers)
-        await response.prepare(request)
+        # A write that finds the client gone raises; the handler is cancelled on the same news a moment later.
+        with suppress(ConnectionResetError):
+            await response.prepare(request)
+            await self._send(request, response, call, total, reply, fault)
+        return response
+
+    async def _send(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        call: Call,
+        total: int,
+        reply: Reply,
+        fault: Fault | None,
+    ) -> None:
+        """The events of a stream as its tokens come, or half of them."""
         if fault is not None and fault.kind is FaultKind.SLOW_FIRST_TOKEN:
             await asyncio.sleep(fault.delay_s)
         is_cut = fault is not None and fault.kind in (FaultKind.HALF_STREAM, FaultKind.STALL)
@@ -175,7 +201,6 @@ class Api:
                 break
         if fault is not None and is_cut:
             await _cut(request, fault)
-        return response
 
     async def _disappoint(self, request: web.Request, body: bytes, fault: Fault) -> web.StreamResponse:
         """An answer in one piece, with a fault that lets it begin."""

@@ -170,10 +170,12 @@ async def emulated(settings: EmulatorSettings | None = None, **changes: object) 
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65_535:
+        raise InvalidSetting(f"a port is a number from 0 to 65535, not {port}", field="port")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InvalidSetting(f"cannot listen on {host} port {port}: {error}", field="port") from None
 
 

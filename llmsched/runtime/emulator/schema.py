@@ -3,8 +3,8 @@
 Knows the keywords that structured outputs use: type (also a list), properties, required, items,
 prefixItems, enum, const, anyOf, oneOf, allOf, $ref into the same document, and the bounds of lengths and
 numbers. A keyword that would need a real solver (`pattern`, `not`, …) is refused with a sentence and not
-ignored. Recursive schemas end: below `_DEEP` levels, and in a plain draw, only what must be there is made,
-along the branch that ends soonest.
+ignored. Recursive schemas end: below `_DEEP` levels, after `_MANY` values, and in a plain draw, only what must
+be there is made, along the branch that ends soonest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from llmsched.errors import InvalidInput
 
 _DEEP = 5
+_MANY = 100
 _REFUSED = (
     "contains",
     "dependentRequired",
@@ -48,12 +49,17 @@ class SchemaSampler:
         self._root = schema
         self._rng = rng
         self._heights = self._measure()
+        self._drawn = 0
 
     def sample(self, *, plain: bool = False) -> Any:
         """A valid value; `plain` keeps it as small as it can be."""
+        self._drawn = 0
         return self._draw(self._root, _DEEP if plain else 0)
 
     def _draw(self, schema: Any, depth: int) -> Any:
+        self._drawn += 1
+        if self._drawn > _MANY:
+            depth = max(depth, _DEEP)
         flat = self._flatten(schema)
         if "const" in flat:
             return flat["const"]

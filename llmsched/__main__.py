@@ -1,0 +1,5 @@
+"""`python -m llmsched` is `llmsched`."""
+
+from llmsched.cli.main import main
+
+main()

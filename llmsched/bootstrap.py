@@ -1,0 +1,231 @@
+"""Puts a service together from settings: store, workers, engines (given, launched or emulated), gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from random import Random
+from types import FrameType
+
+import uvicorn
+
+from llmsched.catalogue import installed_applications
+from llmsched.config import Settings
+from llmsched.errors import InvalidSetting
+from llmsched.gateway.app import create_app
+from llmsched.gateway.auth import Keys
+from llmsched.gateway.context import Context
+from llmsched.gateway.metrics import Metrics
+from llmsched.model.events import Event
+from llmsched.model.records import Writes
+from llmsched.policies import make_policy
+from llmsched.runtime.applications import Applications
+from llmsched.runtime.clock import WallClock
+from llmsched.runtime.engine import Timeouts
+from llmsched.runtime.engines import Engine, Engines, EngineSpec
+from llmsched.runtime.handlers import build_registry
+from llmsched.runtime.hub import Hub
+from llmsched.runtime.service import Limits, Service
+from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
+from llmsched.runtime.workers import ProcessWorkers
+from llmsched.scheduler import Backoff
+from llmsched.store.journal import Journal
+from llmsched.store.store import Store
+
+log = logging.getLogger(__name__)
+
+
+async def build(settings: Settings) -> Context:
+    """A service that is ready to start. Raises InvalidSetting or BackendError (database)."""
+    make_policy(settings.policy)
+    registry = build_registry(settings.handlers)
+    pools = {"cpu": settings.workers, **settings.worker_pools}
+    store = await Store.open(settings.store)
+    await store.acquire_service_lock()
+    metrics = Metrics()
+    applications = Applications(store)
+    await applications.load(installed_applications())
+    clock = WallClock()
+
+    def committed(writes: Writes) -> None:
+        service.committed(writes)
+
+    def engines(post: Callable[[Event], None]) -> Engines:
+        timeouts = Timeouts(
+            settings.connect_timeout, settings.first_token_timeout, settings.token_timeout, settings.request_timeout
+        )
+        return Engines(post, clock, timeouts=timeouts, interval=settings.probe_interval, seed=settings.seed)
+
+    journal = Journal(store, committed)
+    service = Service(
+        policy=settings.policy,
+        store=store,
+        journal=journal,
+        applications=applications,
+        workers=ProcessWorkers(registry, max(1, sum(pools.values())), memory_mib=settings.worker_memory_mb),
+        handlers=registry,
+        clock=clock,
+        hub=Hub(),
+        observer=metrics,
+        limits=Limits(
+            active_jobs=settings.max_active_jobs,
+            tick_ms=settings.tick_ms,
+            task_timeout=settings.task_timeout,
+            retention=None if settings.retention_days is None else settings.retention_days * 86_400,
+        ),
+        backoff=Backoff(settings.backoff_first, settings.backoff_most),
+        engines=engines,
+        speed=settings.speed,
+        seed=settings.seed,
+    )
+    metrics.watch(service)
+    fleet = Fleet(settings, service)
+
+    async def start() -> None:
+        await service.start({pool: slots for pool, slots in pools.items() if slots})
+        fleet.start()
+
+    async def stop() -> None:
+        await service.stop(settings.grace)
+        await fleet.stop()
+        await journal.close()
+        await store.close()
+
+    return Context(
+        service=service,
+        store=store,
+        journal=journal,
+        metrics=metrics,
+        keys=Keys(settings.tenants()),
+        start=start,
+        stop=stop,
+        max_body=int(settings.max_body_mb * 1024 * 1024),
+    )
+
+
+class Fleet:
+    """The engines a service begins with: given by URL, or processes it starts itself and that end with it."""
+
+    def __init__(self, settings: Settings, service: Service) -> None:
+        self._settings = settings
+        self._service = service
+        self._processes: list[Supervised] = []
+
+    def start(self) -> None:
+        settings, engines = self._settings, self._service.engines
+        for engine in settings.engines:
+            key = engine.api_key_file.read_text().strip() if engine.api_key_file else settings.engine_api_key or None
+            engines.add(EngineSpec(engine.url, engine.pool, engine.model, engine.slots, key, engine.name))
+        for number, model in enumerate(settings.launch, 1):
+            port = free_port()
+            command = vllm_command(
+                model,
+                port,
+                max_num_seqs=settings.max_batch,
+                python=str(settings.launch_python) if settings.launch_python else None,
+                extra_args=settings.launch_args,
+            )
+            name = f"vllm-{number}"
+            engine = engines.add(EngineSpec(f"http://127.0.0.1:{port}", slots=settings.max_batch, name=name))
+            self._supervise(name, command, [engine], ready=engine.client.alive)
+        if settings.emulate:
+            ports = _port_range(settings.emulate)
+            command = emulator_command(
+                settings.emulate,
+                port=ports,
+                latency=settings.latency,
+                max_batch=settings.max_batch,
+                speed=settings.speed,
+            )
+            emulated = [
+                EngineSpec(f"http://127.0.0.1:{ports + k}", slots=settings.max_batch, name=f"emulated-{k + 1}")
+                for k in range(settings.emulate)
+            ]
+            self._supervise("emulator", command, [engines.add(e) for e in emulated], announcements=len(emulated))
+
+    def _supervise(
+        self,
+        name: str,
+        command: list[str],
+        engines: list[Engine],
+        *,
+        announcements: int = 0,
+        ready: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        def up(_: object) -> None:
+            for engine in engines:
+                engine.look(self._service.clock)
+
+        process = Supervised(
+            name, command, random=Random(self._settings.seed), announcements=announcements, ready=ready, on_up=up
+        )
+        process.start()
+        self._processes.append(process)
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(p.stop(2.0) for p in self._processes))
+
+
+def _port_range(count: int) -> int:
+    """The first of `count` successive ports nobody listens on right now."""
+    for _ in range(50):
+        first = free_port()
+        if first + count > 65_535:
+            continue
+        try:
+            for port in range(first, first + count):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return first
+    raise InvalidSetting(f"there are no {count} free ports in a row on this machine; lower emulate")
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that says where it listens, and that ends event streams before it waits for their clients.
+
+    announce: called with the base URL once requests are answered.
+    """
+
+    def __init__(self, config: uvicorn.Config, context: Context, announce: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._context = context
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            self._announce(f"http://{self.config.host}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._context.service.is_stopping = True
+        self._loop.call_soon_threadsafe(self._context.service.hub.close)
+        super().handle_exit(sig, frame)
+
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Runs the service until SIGTERM or SIGINT.
+
+    Raises InvalidSetting or BackendError where it cannot start.
+    """
+    context = await build(settings)
+    config = uvicorn.Config(
+        create_app(context),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=max(1, int(settings.grace)),
+        timeout_keep_alive=75,
+        backlog=2048,
+    )
+    server = Server(config, context, announce)
+    await server.serve()
+    if not server.started:
+        raise InvalidSetting(
+            f"the service cannot listen on {settings.host}:{settings.port}; is another one running there?"
+        )

@@ -1,0 +1,109 @@
+"""`llmsched serve` and `llmsched emulate`: processes that stay."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmsched import config, logs
+from llmsched.cli.console import errors
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(serve)
+    app.command()(emulate)
+
+
+def serve(
+    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks one. [default: 8000]")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="URL of a vLLM server; repeatable.")] = None,
+    launch: Annotated[list[str] | None, typer.Option(help="Start a local vLLM server for MODEL; repeatable.")] = None,
+    emulate: Annotated[int | None, typer.Option(help="Start so many emulated engines.")] = None,
+    speed: Annotated[float | None, typer.Option(help="Emulated engines and recorded tools run X times faster.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Latency curve of emulated engines: a name or a file.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Slots of launched and emulated engines. [default: 16]")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Order of ready work; see llmsched policies. [default: fcfs]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Slots for regular tasks. [default: 4]")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="sqlite:///jobs.db or postgresql://…  [default: sqlite:///llmsched.db]")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Run the service.
+
+    Every flag is also a key of the TOML file and an environment variable LLMSCHED_…; flags win, then the environment.
+    """
+    settings = config.load(
+        config_file or _file_from_environment(),
+        host=host,
+        port=port,
+        engines=engine or None,
+        launch=launch or None,
+        emulate=emulate,
+        speed=speed,
+        latency=latency,
+        max_batch=max_batch,
+        policy=policy,
+        workers=workers,
+        store=store,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    logs.configure(settings.log_level, settings.log_format, access=settings.access_log)
+    from llmsched import bootstrap  # half a second of imports that other commands do not need
+
+    run(
+        bootstrap.serve(
+            settings, lambda url: errors.print(f"llmsched listens on {url}", highlight=False, soft_wrap=True)
+        )
+    )
+
+
+def run(coroutine: Any) -> None:
+    """Runs a coroutine on uvloop."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(coroutine)
+
+
+def _file_from_environment() -> Path | None:
+    name = os.environ.get("LLMSCHED_CONFIG")
+    return Path(name) if name else None
+
+
+def emulate(
+    port: Annotated[int, typer.Option(help="Port of the first engine; 0 picks free ones.")] = 8100,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    engines: Annotated[int, typer.Option(help="Engines in this process, on successive ports.")] = 1,
+    latency: Annotated[str, typer.Option(help="Latency curve: a name or a file of calibrate.")] = "generic-7b",
+    max_batch: Annotated[int, typer.Option(help="Requests an engine runs at once.")] = 16,
+    speed: Annotated[float, typer.Option(help="Run so many times faster.")] = 1.0,
+    model: Annotated[str, typer.Option(help="Name of the model it claims to serve.")] = "emulated",
+    max_model_len: Annotated[int, typer.Option(help="Longest context in tokens.")] = 32_768,
+    seed: Annotated[int, typer.Option(help="Decides what a prompt is answered with.")] = 0,
+) -> None:
+    """Run emulated vLLM engines: the OpenAI API and vllm:* metrics, with real batching delays and no GPU."""
+    from llmsched.runtime.emulator.engine import run as run_emulator
+
+    run_emulator(
+        host=host,
+        port=port,
+        engines=engines,
+        latency=latency,
+        max_batch=max_batch,
+        speed=speed,
+        model=model,
+        scheduling_policy="priority",
+        max_model_len=max_model_len,
+        seed=seed,
+    )

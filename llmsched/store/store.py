@@ -1,0 +1,422 @@
+"""The memory of llmsched, in SQLite or PostgreSQL: jobs, their committed stages, what clients were told, applications.
+
+Writes go through one connection in durable transactions (see `writer.py`; the `Journal` groups them), reads through a
+small pool beside it. A restart reads `unfinished()` and goes on: a stage that is stored never runs again.
+
+Every read that takes `tenant` sees only that tenant's jobs; None sees all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Dialect,
+    Insert,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    delete,
+    event,
+    func,
+    insert,
+    null,
+    select,
+    update,
+)
+from sqlalchemy import Row as SqlRow
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from llmsched.errors import BackendError, InvalidSetting
+from llmsched.model.job import JobStatus
+from llmsched.model.records import (
+    UNFINISHED,
+    ApplicationRecord,
+    EventRecord,
+    JobRecord,
+    Json,
+    StageRecord,
+    StoredJob,
+    Writes,
+)
+from llmsched.store import rows
+from llmsched.store.location import Location
+from llmsched.store.migrate import upgrade
+from llmsched.store.schema import applications, events, jobs, recordings, stages
+from llmsched.store.writer import (
+    POSTGRES_FAILURES,
+    PostgresWriter,
+    SqliteWriter,
+    Statement,
+    Writer,
+    connect_postgres,
+    prepare_sqlite,
+)
+
+#: Jobs that a stream holds in memory at a time.
+CHUNK = 100
+#: The largest number a database takes; whatever clients send is cut to it.
+MAX_NUMBER = 2**63 - 1
+
+_READ_FAILURES = (SQLAlchemyError, *POSTGRES_FAILURES)
+
+#: Applied to what a row holds: None leaves it.
+_UPDATE = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job"))
+    .values(
+        status=bindparam("status"),
+        **{c: func.coalesce(bindparam(c), jobs.c[c]) for c in ("started_at", "finished_at", "error", "result")},
+    )
+)
+_PURGE = delete(jobs).where(jobs.c.id == bindparam("job"))
+_HIDE = (
+    update(applications)
+    .where(applications.c.name == bindparam("of"), applications.c.deleted_at.is_(None))
+    .values(deleted_at=bindparam("deleted_at"))
+)
+_SHOW = (
+    update(applications)
+    .where(applications.c.name == bindparam("of"), applications.c.version == bindparam("v"))
+    .values(deleted_at=null())
+)
+#: The columns of a listing.
+_BRIEF = [c for c in jobs.c if c.name != "input"]
+
+
+class Store:
+    """An opened database; `async with await Store.open(url) as store`."""
+
+    def __init__(self, location: Location, engine: AsyncEngine, writer: Writer, dialect: Dialect) -> None:
+        self._location = location
+        self._engine = engine
+        self._writer = writer
+        self._sql = _Sql(dialect)
+
+    @classmethod
+    async def open(cls, url: str, *, create: bool = True) -> Store:
+        """The store at `url`, brought to the newest schema.
+
+        create: whether a SQLite file that does not exist is made. PostgreSQL databases have to exist.
+        Raises InvalidSetting for a bad URL or a database of a newer llmsched, BackendError if it cannot be reached.
+        """
+        location = Location.parse(url)
+        if location.path is None:
+            engine = _postgres_engine(location)
+            store = cls(location, engine, PostgresWriter(location), _asyncpg_dialect())
+        else:
+            if not create and not location.path.exists():
+                raise InvalidSetting(f"there is no store at {location.shown}", field="store")
+            engine = _sqlite_engine(location.path)
+            store = cls(location, engine, SqliteWriter(location, location.path), sqlite.dialect(paramstyle="qmark"))
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(upgrade, location.shown)
+        except BaseException as error:
+            await store.close()
+            if isinstance(error, _READ_FAILURES):
+                raise BackendError(f"the store {location.shown} cannot be opened: {store._reason(error)}") from error
+            raise
+        return store
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<store {self._location.shown}>"
+
+    async def close(self) -> None:
+        """Closes every connection and gives the service's lock back."""
+        await self._writer.close()
+        await self._engine.dispose()
+
+    async def ping(self) -> None:
+        """Raises BackendError if the database does not answer."""
+        await self._read(select(1))
+
+    async def acquire_service_lock(self, *, patience: float = 3.0) -> None:
+        """Makes this process the one service that schedules this store's jobs. Whoever only reads needs no lock.
+
+        patience: seconds to wait for PostgreSQL to notice that a killed service is gone.
+        Raises Conflict if another process is that. A service that lost its PostgreSQL connection takes the lock again
+        by itself; if another one held it in between, `fenced` is true from then on and nothing is written any more.
+        """
+        await self._writer.lock_service(patience)
+
+    @property
+    def fenced(self) -> bool:
+        """Another service took this store over; this one has to stop."""
+        return self._writer.fenced
+
+    # ------------------------------------------------------------------------------------------------ writing
+
+    async def write(self, writes: Writes, *, again: bool = False) -> None:
+        """All of `writes` in one durable transaction, or nothing.
+
+        again: an earlier attempt may have been committed although it was reported as failed; rows that are there
+        already are then left alone.
+        Raises Conflict, InvalidInput or BackendError as `writer.py` says.
+        """
+        sql = self._sql
+        new = [(job.id, rows.pack(recording)) for job, recording in writes.jobs if recording is not None]
+        work = [
+            Statement(sql.insert(jobs, again), [rows.job_row(*job) for job in writes.jobs]),
+            Statement(sql.insert(recordings, again), list(new)),
+            Statement(sql.insert(stages, again), [rows.stage_row(stage) for stage in writes.stages]),
+            Statement(sql.insert(events, again), [rows.event_row(event) for event in writes.events]),
+            Statement(sql.update, [rows.update_row(change) for change in writes.updates]),
+        ]
+        if any(statement.rows for statement in work):
+            await self._writer.run([statement for statement in work if statement.rows])
+
+    async def purge(self, finished_before: float, limit: int = 500) -> int:
+        """Forgets at most `limit` of the jobs that finished before a moment, oldest first; how many it were."""
+        old = select(jobs.c.id).where(jobs.c.finished_at < finished_before).order_by(jobs.c.finished_at)
+        ids = [(row.id,) for row in await self._read(old.limit(limit))]
+        if ids:
+            await self._writer.run([Statement(self._sql.purge, ids)])
+        return len(ids)
+
+    async def put_application(self, name: str, definition: Mapping[str, Json], digest: str) -> int:
+        """The version under which this definition is known: a new one unless `digest` is that of the newest."""
+        found = await self._read(_versions(name))
+        newest: int = found[0].version if found else 0
+        if found and found[0].digest == digest:
+            await self._writer.run([Statement(self._sql.show, [(name, newest)])])
+            return newest
+        row = (name, newest + 1, digest, time.time(), None, rows.to_json(dict(definition)))
+        await self._writer.run([Statement(self._sql.insert(applications, False), [row])])
+        return newest + 1
+
+    async def delete_application(self, name: str) -> bool:
+        """Hides every version of an application; jobs that use one keep it. False if there was none."""
+        return await self._writer.run([Statement(self._sql.hide, [(time.time(), name)])]) > 0
+
+    # ----------------------------------------------------------------------------------------------- reading
+
+    async def applications(self) -> list[ApplicationRecord]:
+        """The newest version of every application that was not deleted, by name."""
+        found = await self._read(
+            select(applications)
+            .where(applications.c.deleted_at.is_(None))
+            .order_by(applications.c.name, applications.c.version)
+        )
+        return [rows.application_of(list(group)[-1]) for _, group in groupby(found, lambda row: row.name)]
+
+    async def application(self, name: str, version: int | None = None) -> ApplicationRecord | None:
+        """One version of an application, deleted or not; without `version` the newest if it was not deleted."""
+        query = _versions(name)
+        if version is None:
+            query = query.where(applications.c.deleted_at.is_(None))
+        else:
+            query = query.where(applications.c.version == version)
+        found = await self._read(query)
+        return rows.application_of(found[0]) if found else None
+
+    async def knows_digest(self, name: str, digest: str) -> bool:
+        """Whether any version of an application, deleted or not, was registered with this digest."""
+        query = select(applications.c.version).where(applications.c.name == name, applications.c.digest == digest)
+        return bool(await self._read(query))
+
+    async def job(self, id: str, *, tenant: str | None = None) -> JobRecord | None:
+        found = await self._read(select(jobs).where(jobs.c.id == id, *_of(tenant)))
+        return rows.job_of(found[0]) if found else None
+
+    async def recording(self, id: str, *, tenant: str | None = None) -> bytes | None:
+        """The recording a job was submitted with, byte for byte."""
+        query = select(recordings.c.body).join(jobs, jobs.c.id == recordings.c.job)
+        found = await self._read(query.where(jobs.c.id == id, *_of(tenant)))
+        return rows.unpack(found[0].body) if found else None
+
+    async def find_idempotent(self, tenant: str, key: str) -> tuple[str, str] | None:
+        """(job id, request digest) of the job that a tenant submitted under a key."""
+        query = select(jobs.c.id, jobs.c.request_digest)
+        found = await self._read(query.where(jobs.c.tenant == tenant, jobs.c.idempotency_key == key))
+        return (found[0].id, found[0].request_digest or "") if found else None
+
+    async def jobs(
+        self,
+        *,
+        status: JobStatus | None = None,
+        application: str | None = None,
+        tenant: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> list[JobRecord]:
+        """The newest jobs first, `before` a number (exclusive). Inputs, which can be large, are left out (None)."""
+        wanted = _of(tenant)
+        if status is not None:
+            wanted.append(jobs.c.status == status.value)
+        if application is not None:
+            wanted.append(jobs.c.application == application)
+        if before is not None:
+            wanted.append(jobs.c.number < max(-MAX_NUMBER, min(before, MAX_NUMBER)))
+        found = await self._read(select(*_BRIEF).where(*wanted).order_by(jobs.c.number.desc()).limit(limit))
+        return [rows.job_of(row) for row in found]
+
+    async def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
+        """Stored jobs by status; every status is a key."""
+        query = select(jobs.c.status, func.count().label("n")).where(*_of(tenant)).group_by(jobs.c.status)
+        found = {row.status: row.n for row in await self._read(query)}
+        return {status: found.get(status.value, 0) for status in JobStatus}
+
+    async def stages(self, job: str, *, tenant: str | None = None) -> list[StageRecord]:
+        """The committed stages of a job, by position."""
+        query = select(stages).join(jobs, jobs.c.id == stages.c.job)
+        found = await self._read(query.where(stages.c.job == job, *_of(tenant)).order_by(stages.c.position))
+        return [rows.stage_of(row) for row in found]
+
+    async def events(
+        self, job: str, after_seq: int = 0, limit: int = 1000, *, tenant: str | None = None
+    ) -> list[EventRecord]:
+        """What clients were told of a job after event `after_seq`, in order."""
+        after = max(-MAX_NUMBER, min(after_seq, MAX_NUMBER))
+        query = select(events).join(jobs, jobs.c.id == events.c.job)
+        query = query.where(events.c.job == job, events.c.seq > after, *_of(tenant))
+        return [rows.event_of(row) for row in await self._read(query.order_by(events.c.seq).limit(limit))]
+
+    async def last_number(self) -> int:
+        """The highest number a stored job has; 0 if there is none."""
+        found = await self._read(select(func.max(jobs.c.number).label("last")))
+        return found[0].last or 0
+
+    async def last_seq(self, ids: Iterable[str]) -> dict[str, int]:
+        """The last event's number of each of these jobs that has one."""
+        last: dict[str, int] = {}
+        for some in _chunks(list(ids), 5 * CHUNK):
+            query = select(events.c.job, func.max(events.c.seq).label("last")).where(events.c.job.in_(some))
+            last |= {row.job: row.last for row in await self._read(query.group_by(events.c.job))}
+        return last
+
+    async def unfinished(self) -> AsyncIterator[StoredJob]:
+        """Every job that is neither completed, failed nor cancelled, in order of submission."""
+        query = select(jobs.c.number).where(jobs.c.status.in_([s.value for s in UNFINISHED]))
+        numbers = sorted(row.number for row in await self._read(query))
+        for some in _chunks(numbers, CHUNK):
+            for stored in await self._whole(jobs.c.number.in_(some)):
+                yield stored
+
+    async def history(self, *, application: str | None = None, since: float | None = None) -> AsyncIterator[StoredJob]:
+        """Completed jobs in order of submission; `since`: those that finished at that moment or later."""
+        wanted = [jobs.c.status == JobStatus.COMPLETED.value]
+        if application is not None:
+            wanted.append(jobs.c.application == application)
+        if since is not None:
+            wanted.append(jobs.c.finished_at >= since)
+        last = 0
+        while some := await self._whole(*wanted, jobs.c.number > last):
+            for stored in some:
+                yield stored
+            last = some[-1].job.number
+
+    async def _whole(self, *wanted: ColumnElement[bool]) -> list[StoredJob]:
+        """The first of the wanted jobs, with everything that belongs to them."""
+        query = select(jobs, recordings.c.body).outerjoin(recordings, recordings.c.job == jobs.c.id)
+        found = await self._read(query.where(*wanted).order_by(jobs.c.number).limit(CHUNK))
+        theirs: dict[str, list[StageRecord]] = {row.id: [] for row in found}
+        if theirs:
+            of_them = select(stages).where(stages.c.job.in_(theirs)).order_by(stages.c.job, stages.c.position)
+            for row in await self._read(of_them):
+                theirs[row.job].append(rows.stage_of(row))
+        return [StoredJob(rows.job_of(row), rows.unpack(row.body), theirs[row.id]) for row in found]
+
+    async def _read(self, query: Select[Any]) -> Sequence[SqlRow[Any]]:
+        """The rows of a query; none where it asks for what the database cannot represent (NUL, half a surrogate pair).
+
+        A broken connection is replaced once: the database may have been restarted since the last read.
+        """
+        for attempt in (1, 2):
+            try:
+                async with self._engine.connect() as connection:
+                    found: Sequence[SqlRow[Any]] = (await connection.execute(query)).all()
+                    return found
+            except (UnicodeEncodeError, OverflowError):
+                return []
+            except _READ_FAILURES as error:
+                if _is_unrepresentable(error):
+                    return []
+                if attempt == 2 or not (isinstance(error, DBAPIError) and error.connection_invalidated):
+                    raise BackendError(f"the store {self._location.shown} failed: {self._reason(error)}") from error
+        raise AssertionError("unreachable")
+
+    def _reason(self, error: BaseException) -> str:
+        """The driver's own words, without SQL and password."""
+        words = error.orig if isinstance(error, DBAPIError) else error
+        return self._location.scrub(words).split("\n")[0] or type(error).__name__
+
+
+class _Sql:
+    """The statements of the writer, compiled for one database."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._inserts: dict[tuple[str, bool], str] = {}
+        self.update = self._compiled(_UPDATE)
+        self.purge = self._compiled(_PURGE)
+        self.hide = self._compiled(_HIDE)
+        self.show = self._compiled(_SHOW)
+
+    def insert(self, table: Table, again: bool) -> str:
+        if (table.name, again) not in self._inserts:
+            own = sqlite.insert if self._dialect.name == "sqlite" else postgresql.insert
+            key = [jobs.c.id] if table is jobs else list(table.primary_key)
+            statement = own(table).on_conflict_do_nothing(index_elements=key) if again else insert(table)
+            self._inserts[table.name, again] = self._compiled(statement)
+        return self._inserts[table.name, again]
+
+    def _compiled(self, statement: Insert | Update | Delete) -> str:
+        return str(statement.compile(dialect=self._dialect))
+
+
+def _sqlite_engine(path: Path) -> AsyncEngine:
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{path}", isolation_level="AUTOCOMMIT", pool_size=3, pool_reset_on_return=None
+    )
+    event.listen(engine.sync_engine, "connect", lambda connection, _: prepare_sqlite(connection))
+    return engine
+
+
+def _postgres_engine(location: Location) -> AsyncEngine:
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect_postgres(location),
+        isolation_level="AUTOCOMMIT",
+        pool_size=5,
+        pool_reset_on_return=None,
+    )
+
+
+def _asyncpg_dialect() -> Dialect:
+    dialect: Dialect = asyncpg.dialect()  # type: ignore[no-untyped-call]
+    return dialect
+
+
+def _of(tenant: str | None) -> list[ColumnElement[bool]]:
+    return [] if tenant is None else [jobs.c.tenant == tenant]
+
+
+def _versions(name: str) -> Select[Any]:
+    return select(applications).where(applications.c.name == name).order_by(applications.c.version.desc()).limit(1)
+
+
+def _chunks(items: list[Any], size: int) -> Iterable[list[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _is_unrepresentable(error: BaseException) -> bool:
+    """SQLSTATE class 22: data exception."""
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return state is not None and state.startswith("22")
