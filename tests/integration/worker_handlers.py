@@ -62,12 +62,13 @@ def return_what_json_cannot_say(arguments: dict[str, Any]) -> Any:
     nest: list[Any] = []
     for _ in range(100_000):
         nest = [nest]
-    return {"set": {1}, "nan": float("nan"), "surrogate": "\ud800", "bytes": b"x", "nest": nest}[arguments["kind"]]
+    results: dict[str, Any] = {"set": {1}, "nan": float("nan"), "surrogate": "\ud800", "bytes": b"x", "nest": nest}
+    return results[arguments["kind"]]
 
 
 @handler
 def return_much(arguments: dict[str, Any]) -> str:
-    return "x" * arguments["bytes"]
+    return "x" * int(arguments["bytes"])
 
 
 @handler
