@@ -82,10 +82,8 @@ def _server(folder: Path) -> Iterator[None]:
     with _started(folder, user, [binaries / "initdb", "-D", cluster, *options]):
         pass
     settings = [word for setting in _SETTINGS for word in ("-c", setting)]
-    postgres = [binaries / "postgres", "-D", cluster, "-k", folder, *settings]
-    with _started(
-        folder, user, ["/bin/sh", "-c", _LEASH, "leash", *postgres]
-    ) as server:  # whose end is that of its standard input
+    program: list[str | Path] = [binaries / "postgres", "-D", cluster, "-k", folder, *settings]
+    with _started(folder, user, ["/bin/sh", "-c", _LEASH, "leash", *program]) as server:  # ends with its input
         deadline = time.monotonic() + 30
         while subprocess.call([binaries / "pg_isready", "-q", "-h", folder]):
             if time.monotonic() > deadline or server.poll() is not None:
