@@ -2,9 +2,9 @@
 
     python benchmarks/store_commit.py [--postgres postgresql://user@host/scratch] [--seconds 2]
 
-One row of the table is one pattern of writes through the journal, in a fresh SQLite file in the working directory's disk
-or in the given database (whose llmsched tables are then filled). `alone`: one writer that waits for each commit; `x50`: fifty
-writers at once, each waiting for its own; `batch`: single transactions of 50 jobs, 200 stages and 300 events.
+One line is one pattern of writes, into a fresh SQLite file in the working directory or into the given database (whose
+llmsched tables are then filled). `alone`: one client of the journal that waits for each commit; `x50`: fifty at once,
+each waiting for its own; `batch`: single transactions of 50 jobs, 200 stages and 300 events, made included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from itertools import count
+from itertools import chain, count
 from statistics import median, quantiles
 
 import orjson
@@ -79,8 +79,8 @@ async def repeat(seconds: float, work: Callable[[], Awaitable[None]]) -> list[fl
 def report(name: str, times: list[float], elapsed: float, rows: int, commits: int) -> None:
     p50, p99 = median(times) * 1e3, quantiles(times, n=100)[98] * 1e3
     print(
-        f"  {name:<10} {commits / elapsed:8.0f} commits/s {len(times) / elapsed:8.0f} writes/s {rows / elapsed:9.0f} rows/s"
-        f"   p50 {p50:6.2f} ms   p99 {p99:6.2f} ms"
+        f"  {name:<6} {commits / elapsed:6.0f} commits/s {len(times) / elapsed:7.0f} writes/s"
+        f" {rows / elapsed:8.0f} rows/s   p50 {p50:6.2f} ms   p99 {p99:6.2f} ms"
     )
 
 
@@ -105,7 +105,7 @@ async def measure(url: str, seconds: float) -> None:
             began = time.perf_counter()
             times = await asyncio.gather(*(repeat(seconds, work) for _ in range(writers)))
             elapsed = time.perf_counter() - began
-            report(name, sum(times, []), elapsed, sum(transactions), len(transactions))
+            report(name, list(chain.from_iterable(times)), elapsed, sum(transactions), len(transactions))
         await journal.close()
 
 

@@ -15,6 +15,10 @@ longer.
 
 News and accounts agree with the scheduler because an attempt reports at most once, and an attempt that the scheduler is
 about to give up (executor lost, job cancelled) is silenced in the moment the event is queued.
+
+What is in memory can be made again from what is stored, so a bug of ours (the scheduler was told an impossible story) or
+a store that takes no more writes ends the service: it drops everything that is not durable, `failed` is set, and
+whoever runs it exits and is started again. What one job produced and no database can represent fails that job alone.
 """
 
 from __future__ import annotations
@@ -27,11 +31,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, assert_never
 
 import orjson
 
-from llmsched.errors import Conflict, InvalidInput, InvalidRecording, Overloaded
+from llmsched.errors import BackendError, Conflict, InvalidInput, InvalidRecording, Overloaded
 from llmsched.model.application import Application
 from llmsched.model.events import (
     Batch,
@@ -54,7 +59,7 @@ from llmsched.model.events import (
 from llmsched.model.job import JobStatus, StageState
 from llmsched.model.kinds import StageKind
 from llmsched.model.recording import Recording
-from llmsched.model.records import JobRecord, JobUpdate, StageRecord, Writes
+from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecord, Writes
 from llmsched.policies import make_policy
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import Clock
@@ -89,16 +94,17 @@ class Memory(Protocol):
 
 
 class Journal(Protocol):
-    """Group commit: the future resolves once the writes are durable."""
+    """Group commit: the future resolves once the writes are durable.
+
+    It fails with BackendError if nothing can be written any more, with anything else if these writes cannot be.
+    """
 
     healthy: bool
 
     @property
     def pending(self) -> int: ...
 
-    def append(self, writes: Writes) -> Awaitable[None]: ...
-
-    async def flush(self) -> None: ...
+    def append(self, writes: Writes) -> asyncio.Future[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,9 @@ class Service:
         self.started_at = clock.now()
         self.is_ready = False
         self.is_stopping = False
+        #: Set when the service cannot go on and its process has to end; `failure` is the reason.
+        self.failed = asyncio.Event()
+        self.failure: Exception | None = None
         #: The last decisions, oldest first.
         self.decisions: deque[dict[str, Any]] = deque(maxlen=self.limits.decisions)
         self._store = store
@@ -181,23 +190,28 @@ class Service:
         self._speed = speed
         self._number = 0
         self._submitting = 0
-        self._claims: dict[tuple[str, str], asyncio.Future[tuple[str, str]]] = {}
+        #: Idempotency keys (with their tenants) that are being looked at; who comes second waits.
+        self._claims: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._runs: dict[str, JobRun] = {}
+        #: Jobs that are over, until that is committed.
+        self._leaving: dict[str, JobRun] = {}
         #: Tenants of jobs whose last event is not committed yet.
         self._tenants: dict[str, str] = {}
         self._attempts: dict[TaskRef, _Attempt] = {}
         self._queue: list[Event] = []
         self._tick_due: asyncio.Handle | None = None
         self._wakeup: asyncio.TimerHandle | None = None
-        self._writes = Writes()
+        #: What the next commit takes, by job.
+        self._writes: dict[str, Writes] = {}
         self._chores: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
+        #: Part of every request id, so that an engine never sees one again after a restart.
+        self._boot = os.urandom(3).hex()
 
     # ---------------------------------------------------------------------------------------- life of the service
 
     async def start(self, pools: Mapping[str, int]) -> None:
         """Takes up where the last process stopped. pools: worker slots by pool."""
-        self._loop = asyncio.get_running_loop()
         self._number = await self._store.last_number()
         await self._restore()
         await self.workers.start()
@@ -208,69 +222,110 @@ class Service:
         self.is_ready = True
 
     async def stop(self, grace: float = 10.0) -> None:
-        """Starts nothing new, gives running attempts `grace` seconds, and makes everything known durable.
+        """Starts nothing new, gives running attempts `grace` seconds, and hands the journal what is left to write.
 
         Jobs that are not finished go on with the next process.
         """
         self.is_ready, self.is_stopping = False, True
+        if self.failure is None:
+            await self._drain(grace)
+        ending = [*self._chores, *(attempt.task for attempt in self._attempts.values())]
+        self._silence_where(lambda ref, attempt: True)
+        for chore in self._chores:
+            chore.cancel()
+        self._tick()
+        self._disarm()
+        if ending:
+            await asyncio.wait(ending, timeout=5.0)
+        await self.engines.close()
+        await self.workers.close()
+
+    async def _drain(self, grace: float) -> None:
         for executor in list(self.scheduler.view.executors.values()):
             self._queue.append(ExecutorJoined(executor.id, executor.pool, 0))
+        if not self._attempts and not self._queue:
+            return
         self._schedule_tick()
         self._idle.clear()
-        if self._attempts or self._queue:
-            try:
-                async with asyncio.timeout(grace):
-                    await self._idle.wait()
-            except TimeoutError:
-                log.info("stopping with attempts in flight", extra={"attempts": len(self._attempts)})
-        for ref in list(self._attempts):
-            self._silence(ref)
-        self._tick()
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            log.info("stopping with attempts in flight", extra={"attempts": len(self._attempts)})
+
+    def _fail(self, error: Exception) -> None:
+        """The end: memory and store no longer agree, and the store is right. Nothing more is run, written or told."""
+        if self.failure is not None:
+            return
+        log.critical("the service cannot go on", exc_info=error)
+        self.failure = error
+        self.is_ready, self.is_stopping = False, True
+        self._queue.clear()
+        self._writes.clear()
+        self._silence_where(lambda ref, attempt: True)
+        self._disarm()
+        self._idle.set()
+        self.hub.close()
+        self.failed.set()
+
+    def _disarm(self) -> None:
         for handle in (self._tick_due, self._wakeup):
             if handle is not None:
                 handle.cancel()
-        for chore in self._chores:
-            chore.cancel()
-        await self.engines.close()
-        await self.workers.close()
-        await self._journal.flush()
+        self._tick_due = self._wakeup = None
 
     async def _restore(self) -> None:
         began = time.perf_counter()
         restored: list[tuple[JobRun, list[Event]]] = []
+        hopeless: list[tuple[JobRecord, str]] = []
         async for record, recording, rows in self._store.unfinished():
-            application = await self.applications.at(record.application, record.version)
-            run, events = await self._revive(record, application, recording, rows)
-            restored.append((run, events))
-        seqs = await self._store.last_seq([run.record.id for run, _ in restored])
+            try:
+                application = await self.applications.at(record.application, record.version)
+                restored.append(self._revive(record, application, recording, rows))
+            except InvalidInput as error:
+                hopeless.append((record, str(error)))
+        seqs = await self._store.last_seq([run.record.id for run, _ in restored] + [job.id for job, _ in hopeless])
         for run, events in restored:
             run.seq = seqs.get(run.record.id, 0)
             self._runs[run.record.id] = run
             self._tenants[run.record.id] = run.record.tenant
             for event in events:
                 self.post(event)
-        if restored:
+        for record, error in hopeless:
+            self._tenants[record.id] = record.tenant
+            self._abandon(record, seqs.get(record.id, 0) + 1, f"cannot be restored: {error}")
+        if restored or hopeless:
             seconds = round(time.perf_counter() - began, 3)
-            log.info("jobs restored", extra={"jobs": len(restored), "seconds": seconds})
+            log.info("jobs restored", extra={"jobs": len(restored), "failed": len(hopeless), "seconds": seconds})
 
-    async def _revive(
+    def _revive(
         self, record: JobRecord, application: Application, recording: bytes | None, rows: Sequence[StageRecord]
     ) -> tuple[JobRun, list[Event]]:
+        """Raises InvalidInput if the job, which could once run, no longer can."""
         parsed = None if recording is None else Recording.from_json(orjson.loads(recording))
         script = self._script(record.id, application, record.input, parsed)
         run = JobRun(record, application, script)
         unfolded = script.begin()
         run.unfold(unfolded, record.submitted_at)
-        events: list[Event] = [run.submitted(unfolded)]
-        try:
-            events += run.restore(rows)
-        except InvalidInput as error:
-            events.append(StageFailed(record.id, rows[-1].name, str(error)))
-        return run, events
+        return run, [run.submitted(unfolded), *run.restore(rows)]
+
+    def _abandon(self, record: JobRecord, seq: int, reason: str) -> None:
+        """Ends a job that the scheduler does not know."""
+        now = self.clock.now()
+        log.error("job abandoned", extra={"job": record.id, "reason": reason})
+        writes = self._of(record.id)
+        writes.updates.append(JobUpdate(record.id, JobStatus.FAILED, None, now, None, reason))
+        writes.events.append(EventRecord(record.id, seq, "job.failed", now, {"error": reason}))
+        self._observer.job_finished(record.application, JobStatus.FAILED.value, now - record.submitted_at)
+        self._schedule_tick()
 
     async def _forget(self, retention: float) -> None:
         while True:
-            purged = await self._store.purge(self.clock.now() - retention, 1_000)
+            purged = 0
+            try:
+                purged = await self._store.purge(self.clock.now() - retention, 1_000)
+            except BackendError as error:
+                log.warning("old jobs could not be deleted", extra={"error": str(error)})
             await asyncio.sleep(0.1 if purged == 1_000 else min(60.0, retention))
 
     # -------------------------------------------------------------------------------------------------- clients
@@ -299,12 +354,20 @@ class Service:
         claim = (new.tenant, new.idempotency_key)
         while claim in self._claims:
             await asyncio.wait((self._claims[claim],))
-        known = await self._store.find_idempotent(*claim)
-        if known is None and claim not in self._claims:
-            return await self._claim(claim, new), True
-        if known is None:
-            return await self._submit(new)
-        id, digest = known
+        done = self._claims[claim] = asyncio.get_running_loop().create_future()
+        try:
+            known = await self._known(new, claim)
+            return (await self._admit(new), True) if known is None else (known, False)
+        finally:
+            del self._claims[claim]
+            done.set_result(None)
+
+    async def _known(self, new: NewJob, claim: tuple[str, str]) -> JobRecord | None:
+        """The job that was submitted under this idempotency key before. Raises Conflict if it was another request."""
+        found = await self._store.find_idempotent(*claim)
+        if found is None:
+            return None
+        id, digest = found
         if digest != new.request_digest:
             raise Conflict(
                 f"idempotency key {new.idempotency_key!r} was used for another request (job {id}); use a new key",
@@ -313,15 +376,7 @@ class Service:
         record = await self._store.job(id)
         if record is None:
             raise Conflict(f"idempotency key {new.idempotency_key!r} belongs to a deleted job; use a new key")
-        return record, False
-
-    async def _claim(self, claim: tuple[str, str], new: NewJob) -> JobRecord:
-        done = self._claims[claim] = self._loop.create_future()
-        try:
-            return await self._admit(new)
-        finally:
-            del self._claims[claim]
-            done.set_result(claim)
+        return record
 
     async def _admit(self, new: NewJob) -> JobRecord:
         self._check_room()
@@ -421,6 +476,7 @@ class Service:
         for update in writes.updates:
             if update.finished_at is not None:
                 self._tenants.pop(update.id, None)
+                self._leaving.pop(update.id, None)
 
     def cancel(self, id: str) -> bool:
         """Whether the job was active and is now being cancelled."""
@@ -430,14 +486,18 @@ class Service:
         return True
 
     def stages(self, id: str) -> dict[str, dict[str, Any]]:
-        """What runs right now, by stage, for the job view: state, tasks, running and done; empty for others."""
+        """What runs right now, by stage, for the job view: state, tasks, running and done; empty for others.
+
+        Read the committed stages after this, and let them win: what is over but not committed still counts as running
+        here, because a crash would make it run again.
+        """
         job = self.scheduler.view.jobs.get(id)
         if job is None:
-            return {}
+            return {name: stage.view() for name, stage in self._leaving[id].stages.items()} if id in self._leaving else {}
         live = {}
         for stage in job.stages.values():
             running = sum(1 for ref in job.running if ref.stage == stage.name)
-            state = stage.state.value
+            state = "waiting"
             if stage.state in (StageState.READY, StageState.EXPANDING, StageState.DONE):
                 started = running or stage.done_tasks or stage.state is not StageState.READY
                 state = "running" if started else "ready"
@@ -466,10 +526,12 @@ class Service:
 
     def post(self, event: Event) -> None:
         """Queues an event for the next tick; may be called from anywhere in the event loop."""
+        if self.failure is not None:
+            return
         match event:
             case ExecutorLost(executor):
                 self._silence_where(lambda ref, a: a.executor == executor)
-            case JobCancelled(job):
+            case JobCancelled(job) | StageFailed(job):
                 self._silence_where(lambda ref, a: ref.job == job)
             case ExecutorJoined() if self.is_stopping:
                 return
@@ -480,12 +542,20 @@ class Service:
 
     def _schedule_tick(self) -> None:
         if self._tick_due is None:
+            loop = asyncio.get_running_loop()
             if self.limits.tick_ms:
-                self._tick_due = self._loop.call_later(self.limits.tick_ms / 1000, self._tick)
+                self._tick_due = loop.call_later(self.limits.tick_ms / 1000, self._tick)
             else:
-                self._tick_due = self._loop.call_soon(self._tick)
+                self._tick_due = loop.call_soon(self._tick)
 
     def _tick(self) -> None:
+        if self.failure is None:
+            try:
+                self._take_turn()
+            except Exception as error:  # never to go on with: a half-told batch leaves the scheduler undefined
+                self._fail(error)
+
+    def _take_turn(self) -> None:
         self._tick_due = None
         queued, self._queue = self._queue, []
         now = self.clock.now()
@@ -532,12 +602,29 @@ class Service:
             self._wakeup = None
         due = self.scheduler.next_wakeup()
         if due is not None:
-            self._wakeup = self._loop.call_later(max(0.0, due - self.clock.now()), self._schedule_tick)
+            self._wakeup = asyncio.get_running_loop().call_later(max(0.0, due - self.clock.now()), self._schedule_tick)
+
+    def _of(self, job: str) -> Writes:
+        """Where a job's rows and events of this tick belong."""
+        return self._writes.setdefault(job, Writes())
 
     def _commit(self) -> None:
-        if self._writes:
-            writes, self._writes = self._writes, Writes()
-            self._journal.append(writes)
+        # One entry per job: the journal makes them one transaction, and refuses no more than the job at fault.
+        for job, writes in self._writes.items():
+            self._journal.append(writes).add_done_callback(partial(self._written, job, writes))
+        self._writes = {}
+
+    def _written(self, job: str, writes: Writes, done: asyncio.Future[None]) -> None:
+        error = done.exception()
+        if error is None:
+            return
+        if isinstance(error, InvalidInput | RecursionError) and not writes.updates:
+            self.post(StageFailed(job, writes.stages[-1].name if writes.stages else "", f"cannot be stored: {error}"))
+        elif isinstance(error, InvalidInput | RecursionError) and job in self._leaving:
+            run = self._leaving.pop(job)
+            self._abandon(run.record, run.seq + 1, f"the result cannot be stored: {error}")
+        elif isinstance(error, Exception) and not self._closed:
+            self._fail(error)
 
     def _explain(self, now: float, seconds: float, events: int, dispatched: list[Dispatch]) -> None:
         self.decisions.append(

@@ -8,6 +8,7 @@ Every read that takes `tenant` sees only that tenant's jobs; None sees all.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import groupby
@@ -102,6 +103,7 @@ class Store:
         self._engine = engine
         self._writer = writer
         self._sql = _Sql(dialect)
+        self._reads: set[asyncio.Task[Sequence[SqlRow[Any]]]] = set()
 
     @classmethod
     async def open(cls, url: str, *, create: bool = True) -> Store:
@@ -140,6 +142,8 @@ class Store:
 
     async def close(self) -> None:
         """Closes every connection and gives the service's lock back."""
+        if self._reads:
+            await asyncio.wait(self._reads)
         await self._writer.close()
         await self._engine.dispose()
 
@@ -334,6 +338,13 @@ class Store:
         return [StoredJob(rows.job_of(row), rows.unpack(row.body), theirs[row.id]) for row in found]
 
     async def _read(self, query: Select[Any]) -> Sequence[SqlRow[Any]]:
+        """The rows of a query, read to the end even if the caller goes away: stopping would cost a connection."""
+        read = asyncio.create_task(self._fetch(query))
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+        return await asyncio.shield(read)
+
+    async def _fetch(self, query: Select[Any]) -> Sequence[SqlRow[Any]]:
         """The rows of a query; none where it asks for what the database cannot represent (NUL, half a surrogate pair).
 
         A broken connection is replaced once: the database may have been restarted since the last read.

@@ -128,9 +128,9 @@ class SqliteWriter:
             raise _clash(str(error)) from error
         except (UnicodeEncodeError, OverflowError, sqlite3.DataError) as error:
             raise InvalidInput(f"cannot be stored: {error}") from error
-        except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
-            if isinstance(error, (sqlite3.ProgrammingError, sqlite3.InternalError)):
-                raise
+        except sqlite3.ProgrammingError:
+            raise  # a bug of ours
+        except sqlite3.DatabaseError as error:
             self._disconnect()
             raise BackendError(f"the store {self._location.shown} failed: {error}") from error
 
@@ -203,7 +203,7 @@ class PostgresWriter:
                 return affected
             except asyncpg.IntegrityConstraintViolationError as error:
                 raise _clash(f"{error.constraint_name}: {error.detail}") from error
-            except asyncpg.DataError as error:
+            except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
                 raise InvalidInput(f"cannot be stored: {error}") from error
             except POSTGRES_FAILURES as error:
                 self._disconnect()

@@ -233,6 +233,40 @@ async def test_a_name_that_cannot_be_stored_is_refused_and_the_store_goes_on(sto
     assert await store.jobs() == [job(3)]
 
 
+async def test_a_key_too_long_for_an_index_does_not_stop_the_journal(store: Store) -> None:
+    journal = Journal(store)
+    key = random.Random(0).randbytes(20_000).hex()
+    first, second = journal.append(one(1)), journal.append(one(2))
+    keyed = journal.append(Writes(jobs=[(job(3, idempotency_key=key), None)]))
+    await journal.close()
+    assert (first.exception(), second.exception()) == (None, None)
+    assert keyed.exception() is None or isinstance(keyed.exception(), InvalidInput)  # SQLite takes it
+
+
+async def test_a_reader_that_goes_away_leaves_the_store_as_it_was(store: Store) -> None:
+    await fill(store, (job(n) for n in range(1, 301)))
+    for wait in range(20):
+        readers = [asyncio.create_task(store.jobs(limit=300)) for _ in range(6)]
+        for _ in range(wait):
+            await asyncio.sleep(0)
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+    assert len(await store.jobs(limit=300)) == 300
+
+
+async def test_a_writer_that_goes_away_leaves_the_store_as_it_was(store: Store) -> None:
+    for wait in range(0, 40, 2):
+        writer = asyncio.create_task(store.write(one(wait + 1)))
+        for _ in range(wait):
+            await asyncio.sleep(0)
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+        await fill(store, [job(wait + 2)])
+    found = [record.number for record in await store.jobs()]
+    assert set(range(2, 42, 2)) <= set(found)
+
+
 async def test_huge_payloads_survive(store: Store) -> None:
     blob = random.Random(0).randbytes(4_000_000).hex()
     record = job(1, input={"document": blob}, has_recording=True)

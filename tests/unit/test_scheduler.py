@@ -183,6 +183,13 @@ def test_jobs_that_arrived_together_are_served_in_order_of_submission(bench: Ben
     assert bench.at(1, engine("e", 3)) == [run("z/a/0", "e"), run("y/a/0", "e"), run("x/a/0", "e")]
 
 
+def test_a_job_is_served_as_a_whole_before_the_next(bench: Bench) -> None:
+    template = application(stage("a"), stage("b"))
+    bench.at(0, *(bench.submit(job, template, arrived_at=0, a=1, b=1) for job in ("z", "y")))
+
+    assert bench.at(0, engine("e", 3)) == [run("z/a/0", "e"), run("z/b/0", "e"), run("y/a/0", "e")]
+
+
 def test_a_job_is_served_in_topological_order_and_by_task(bench: Bench) -> None:
     template = application(stage("a", max_tasks=2), stage("b", max_tasks=2))
     bench.at(0, bench.submit("j", template, b=2, a=2))
@@ -293,11 +300,11 @@ def test_tasks_go_to_the_executor_with_the_fewest_running_ones(bench: Bench) -> 
 
 
 def test_ties_go_to_the_executor_that_joined_first(bench: Bench) -> None:
-    bench.at(0, engine("z"), engine("a"))
-    bench.at(1, ExecutorLost("z"))
-    bench.at(2, engine("z"))
+    bench.at(0, engine("a"), engine("z"), engine("m"))
+    bench.at(1, ExecutorLost("a"))
+    bench.at(2, engine("a"))
 
-    assert bench.at(3, bench.submit("j", a=2)) == [run("j/a/0", "a"), run("j/a/1", "z")]
+    assert bench.at(3, bench.submit("j", a=3)) == [run("j/a/0", "z"), run("j/a/1", "m"), run("j/a/2", "a")]
 
 
 def test_pools_do_not_share_slots(bench: Bench) -> None:
@@ -379,11 +386,9 @@ def test_the_executor_of_the_failure_is_used_when_no_other_has_a_slot(bench: Ben
 def test_the_executor_of_the_failure_is_avoided_however_idle_it_is(bench: Bench) -> None:
     bench.at(0, engine("bad", 9), bench.submit("j"))
     bench.at(1, failed("j/a/0"), engine("good", 9))
-    bench.at(2, engine("bad", 0), bench.submit("k", a=2))  # two on the good one
+    bench.at(1.5, engine("bad", 0), bench.submit("k", a=2))  # two on the good one
 
-    assert bench.at(3, engine("bad", 9)) == []
-    assert bench.at(3, Wakeup()) == []
-    assert [e.id for e in bench.scheduler.view.executors.values() if ref("j/a/0") in e.running] == ["good"]
+    assert bench.at(2, engine("bad", 9)) == [run("j/a/0", "good", attempt=2)]
 
 
 def test_a_batch_of_any_kind_repeats_what_is_due(bench: Bench) -> None:
@@ -536,6 +541,15 @@ def test_what_a_lost_executor_ran_waits_in_its_old_place(bench: Bench) -> None:
     ]
 
 
+def test_losing_an_executor_uses_up_no_attempt(bench: Bench) -> None:
+    template = application(stage("a", retries=1))
+    bench.at(0, engine("e"), bench.submit("j", template))
+    bench.at(1, ExecutorLost("e"), engine("e"))
+
+    assert bench.at(2, failed("j/a/0", attempt=2)) == []
+    assert bench.at(3, Wakeup()) == [run("j/a/0", "e", attempt=3)]
+
+
 def test_an_executor_may_be_back_in_the_same_batch(bench: Bench) -> None:
     bench.at(0, engine("e"), bench.submit("j"))
 
@@ -563,7 +577,7 @@ def test_stale_news_is_counted_and_dropped(bench: Bench) -> None:
     bench.at(1, failed("j/a/0"), JobCancelled("gone"))
     bench.at(2, Wakeup())
 
-    stale = [
+    stale: list[Event] = [
         done("j/a/0", attempt=1),  # the second one runs
         failed("j/a/0", attempt=1),
         done("j/a/0", attempt=3),  # never started

@@ -6,7 +6,8 @@ cache, structured output and HTTP server around a model that knows nothing. Abou
 processes one after the other import torch and vLLM), 3 GB of memory, 7 to 12 ms per token.
 
 vLLM 0.32 counts an aborted request nowhere: `vllm:request_success_total{finished_reason="abort"}` stays 0
-when a client closes its connection. `RealEngine.aborted()` reads the server's log of requests instead.
+when a client closes its connection. `RealEngine.aborted()` reads the server's log of requests instead, and
+`RealEngine.received()` which requests came at all.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmsched.runtime import tether
+
 HERE = Path(__file__).parent
 
 #: Seconds. Cold caches and a busy machine make the first start three times as long as later ones.
@@ -42,7 +45,9 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 
-ABORTED = re.compile(r"Request (?:chatcmpl|cmpl)-(\S+?)(?:-\d+)? aborted\.")
+#: A completion request has a number behind its id, because it may hold many prompts; a chat request has none.
+RECEIVED = re.compile(r"Received request (?:chatcmpl-(\S+?)|cmpl-(\S+?)-\d+): params")
+ABORTED = re.compile(r"Request (?:chatcmpl-(\S+?)|cmpl-(\S+?)-\d+) aborted\.")
 
 
 class EngineFailed(Exception):
@@ -136,6 +141,7 @@ class RealEngine:
         #: Seconds from the process to the first good answer, of the latest start.
         self.start_seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
+        self._leash = -1
         self._spawned_at = 0.0
         self._log_start = 0
 
@@ -160,16 +166,21 @@ class RealEngine:
         command += ["--enable-log-requests", "--disable-uvicorn-access-log"]
         if self.policy is not None:
             command += ["--scheduling-policy", self.policy]
+        # On a tether, as what the service launches: killing one process of a vLLM leaves others behind, and
+        # killing us would leave them all. No grace: `stop` gives it.
+        reading, self._leash = os.pipe()
         with self.log.open("ab") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "leash.py"), *command],
-                stdin=subprocess.PIPE,
+                [sys.executable, "-I", "-S", tether.__file__, str(reading), "0", "--", *command],
+                pass_fds=(reading,),
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **ENVIRONMENT},
                 start_new_session=True,
             )
+        os.close(reading)
         self._spawned_at = time.monotonic()
 
     def wait_ready(self, deadline: float = START_DEADLINE) -> None:
@@ -186,9 +197,8 @@ class RealEngine:
     def stop(self, deadline: float = 20.0) -> None:
         """Ask the server to end, as an operator would, and then make sure that no process of it is left."""
         if self._process is not None:
-            for pid in children(self._process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+            for pid in self.pids()[:1]:
+                os.kill(pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(deadline)
         self.kill()
@@ -197,13 +207,9 @@ class RealEngine:
         """SIGKILL to every process of the server at once; returns when they are gone."""
         if self._process is None:
             return
-        group = self._process.pid
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+        self._process.terminate()
         self._process.wait(deadline)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self.wait_until(lambda: not processes(group), deadline, "gone")
+        os.close(self._leash)
         self._process = None
 
     def restart(self, deadline: float = START_DEADLINE) -> None:
@@ -225,8 +231,8 @@ class RealEngine:
             return False
 
     def pids(self) -> list[int]:
-        """Every process of the server, the leash included; empty when it does not run."""
-        return processes(self._process.pid) if self._process is not None else []
+        """Every living process of the server, the API server first; empty when it does not run."""
+        return tether.descendants(self._process.pid) if self._process is not None and not self.exited else []
 
     def worker(self) -> int:
         """The process that computes; EngineFailed if there is none."""
@@ -261,7 +267,14 @@ class RealEngine:
 
         Each by its `X-Request-Id`, or the id that the engine made up when there was none.
         """
-        return ABORTED.findall(self._log_text())
+        return self._named(ABORTED)
+
+    def received(self) -> list[str]:
+        """Requests of the latest start, in order; each as in `aborted`."""
+        return self._named(RECEIVED)
+
+    def _named(self, line: re.Pattern[str]) -> list[str]:
+        return [chat or completion for chat, completion in line.findall(self._log_text())]
 
     def wait_until(self, condition: Callable[[], bool], deadline: float, what: str) -> None:
         """Poll `condition` for `deadline` seconds; EngineFailed, with `what` and the log's end, if it stays false."""
@@ -304,24 +317,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def processes(group: int) -> list[int]:
-    """Living processes (no zombies) of the process group `group`."""
-    return [pid for pid, _, pgid in process_table() if pgid == group]
-
-
-def children(parent: int) -> list[int]:
-    """Living direct children of `parent`."""
-    return [pid for pid, ppid, _ in process_table() if ppid == parent]
-
-
-def process_table() -> Iterator[tuple[int, int, int]]:
-    """(pid, parent, process group) of every living process of this host."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                # The command in brackets may hold anything; the fields after its last bracket are numbers.
-                state, parent, group, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
-                if state not in "ZX":
-                    yield int(entry.name), int(parent), int(group)
