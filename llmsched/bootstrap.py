@@ -13,7 +13,7 @@ import uvicorn
 
 from llmsched.catalogue import installed_applications
 from llmsched.config import Settings
-from llmsched.errors import InvalidSetting
+from llmsched.errors import BackendError, InvalidSetting
 from llmsched.gateway.app import create_app
 from llmsched.gateway.auth import Keys
 from llmsched.gateway.context import Context
@@ -193,30 +193,39 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._context = context
         self._announce = announce
+        self._loop = asyncio.get_running_loop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        if self.started:
-            port = self.servers[0].sockets[0].getsockname()[1]
-            self._announce(f"http://{self.config.host}:{port}")
+        port = self.servers[0].sockets[0].getsockname()[1]
+        self._announce(f"http://{self.config.host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._context.service.is_stopping = True
-        self._loop.call_soon_threadsafe(self._context.service.hub.close)
-        super().handle_exit(sig, frame)
+        """A first signal stops the service in order; more of them change nothing, for stopping is bounded by `grace`.
+
+        Not uvicorn's own: it raises the signal again at the end, which turns a clean exit into a death.
+        """
+        if not self.should_exit:
+            self.should_exit = True
+            self._context.service.is_stopping = True
+            self._loop.call_soon_threadsafe(self._context.service.hub.close)
+
+    async def watch(self) -> None:
+        """Ends the server when the service has failed."""
+        await self._context.service.failed.wait()
+        self.should_exit = True
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Runs the service until SIGTERM or SIGINT.
 
-    Raises InvalidSetting or BackendError where it cannot start.
+    Raises InvalidSetting or BackendError where it cannot start, BackendError where it could not go on.
     """
+    listener = _listener(settings.host, settings.port)
     context = await build(settings)
     config = uvicorn.Config(
         create_app(context),
         host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=max(1, int(settings.grace)),
@@ -224,8 +233,20 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         backlog=2048,
     )
     server = Server(config, context, announce)
-    await server.serve()
-    if not server.started:
-        raise InvalidSetting(
-            f"the service cannot listen on {settings.host}:{settings.port}; is another one running there?"
-        )
+    watch = asyncio.create_task(server.watch(), name="watch the service")
+    await server.serve(sockets=[listener])
+    watch.cancel()
+    if context.service.failure is not None:
+        raise BackendError(f"the service could not go on: {context.service.failure}")
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A port taken before anything else, for jobs must not run in a service that nobody can reach."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise InvalidSetting(f"the service cannot listen on {host}:{port}: {error.strerror}", field="port") from None
+    return listener

@@ -20,7 +20,7 @@ def configure(level: str = "info", style: str = "text", *, access: bool = True) 
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("llmsched.access").setLevel(logging.INFO if access else logging.CRITICAL)
-    for noisy in ("httpx", "httpcore", "aiosqlite", "asyncio", "alembic", "uvicorn.access"):
+    for noisy in ("httpx", "httpcore", "asyncio", "alembic", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -34,9 +34,15 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-        parts = [at, record.levelname, record.getMessage(), *(f"{k}={v}" for k, v in fields(record).items())]
+        parts = [at, record.levelname, record.getMessage(), *(f"{k}={_shown(v)}" for k, v in fields(record).items())]
         line = " ".join(parts)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _shown(value: object) -> str:
+    """In quotes where it could be taken for more than one value, or more than one line."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text and text else repr(text)
 
 
 class JsonLines(logging.Formatter):

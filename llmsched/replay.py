@@ -1,33 +1,37 @@
 """Replays a workload of recorded jobs against a running service: open loop, at the recorded moments.
 
-Completion times are the service's own (submission to completion, unix clock of the service); the lag with which this
-client sent each job is reported beside them, so that a client that was too slow is seen.
+Completion times are the service's own (submission to completion, by its clock); the lag with which this client sent
+each job is reported beside them, so that a client that was too slow is seen. The service may restart meanwhile: jobs
+are handed in again under the same idempotency key, and only the counters (decisions, utilisation) begin anew with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmsched.errors import BackendError
-from llmsched.runtime.api import Api, ApiError
+from llmsched.runtime.api import Api, Unavailable
 from llmsched.workloads import Arrival
 
-#: Attempts to hand in one job that the service has no room for.
-_SUBMISSIONS = 20
+#: Seconds for which a service that does not answer is borne, as during a restart.
+PATIENCE = 120.0
+#: Seconds without any news after which the jobs that are left are looked at one by one.
+_SILENCE = 10.0
 
 
 @dataclass(slots=True)
 class ReplayRun:
-    """What one replay measured.
+    """What one replay measured. Seconds are the service's, times the speed of the replay (emulated seconds).
 
-    jobs: (application, completion time in seconds or None for a job that did not complete), in order of arrival.
-    lag: how late each job was sent, in seconds.
+    jobs: (application, completion time or None for a job that did not complete), in order of arrival.
+    lag: how late each job was sent, in real seconds.
     """
 
     policy: str
@@ -35,7 +39,8 @@ class ReplayRun:
     jobs: list[tuple[str, float | None]] = field(default_factory=list)
     lag: list[float] = field(default_factory=list)
     makespan: float = 0.0
-    decisions: dict[str, float] = field(default_factory=dict)
+    decisions: int = 0
+    decision_ms: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(("mean", "p50", "p99")))
     utilisation: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -43,6 +48,7 @@ class ReplayRun:
         return [seconds for _, seconds in self.jobs if seconds is not None]
 
     def by_application(self) -> dict[str, list[float]]:
+        """Completion times of each application that completed a job."""
         times: dict[str, list[float]] = {}
         for application, seconds in self.jobs:
             if seconds is not None:
@@ -50,28 +56,25 @@ class ReplayRun:
         return dict(sorted(times.items()))
 
     def to_json(self) -> dict[str, Any]:
-        """One entry of `runs` in the replay contract."""
+        """One entry of `runs` in the replay contract: jobs counts all, means and percentiles the completed ones."""
         times = self.completion_times
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist() if times else (None, None, None)
-        mean_ms = self.decisions.get("mean_ms")
+        lag_p50, lag_max = np.percentile(self.lag, [50, 100]).tolist() if self.lag else (0.0, 0.0)
         return {
             "policy": self.policy,
             "seed": self.seed,
-            "jobs": len(times),
+            "jobs": len(self.jobs),
             "failed": len(self.jobs) - len(times),
             "mean_jct": float(np.mean(times)) if times else None,
             "p50_jct": p50,
             "p95_jct": p95,
             "p99_jct": p99,
             "makespan": self.makespan,
-            "decisions": int(self.decisions.get("count", 0)),
-            "decision_ms": {"mean": mean_ms, "p50": self.decisions.get("p50_ms"), "p99": self.decisions.get("p99_ms")},
+            "decisions": self.decisions,
+            "decision_ms": self.decision_ms,
             "utilisation": self.utilisation,
             "apps": {a: {"jobs": len(t), "mean_jct": float(np.mean(t))} for a, t in self.by_application().items()},
-            "send_lag_ms": {
-                "p50": float(np.percentile(self.lag, 50)) * 1000 if self.lag else None,
-                "max": max(self.lag, default=0.0) * 1000,
-            },
+            "send_lag_ms": {"p50": lag_p50 * 1000, "max": lag_max * 1000},
         }
 
 
@@ -82,132 +85,178 @@ async def replay(
     policy: str,
     seed: int,
     speed: float = 1.0,
-    progress: Callable[[int, int], None] = lambda sent, done: None,
+    progress: Callable[[int, int], None] = lambda sent, ended: None,
 ) -> ReplayRun:
     """Submits every arrival at its moment (seconds divided by `speed`) and waits until all jobs have ended.
 
-    progress: called with the numbers of jobs sent and ended.
-    Raises BackendError if the service stays away; ApiError if it refuses a job for good.
+    policy, seed: noted in the run. progress: called with the numbers of jobs sent and ended.
+    Raises BackendError if the service stays away, ApiError as soon as it refuses a job for good.
     """
-    run = ReplayRun(policy, seed)
-    follower = _Follower(api, lambda: progress(len(run.lag), follower.ended))
-    before = await _counters(api)
+    run = ReplayRun(policy, seed, lag=[0.0] * len(arrivals))
+    sent: list[str] = []
+    follower = _Follower(api, lambda: progress(len(sent), len(follower.ends)))
+    name = uuid.uuid4().hex
+    before = await api.metrics()
     watching = asyncio.create_task(follower.watch())
     await follower.connected.wait()
-    began = time.monotonic()
-    sending = []
-    for number, arrival in enumerate(arrivals):
-        due = began + arrival.at / speed
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        sending.append(asyncio.create_task(_send(api, arrival, f"{began}-{seed}-{number}")))
-        run.lag.append(max(0.0, time.monotonic() - due))
-        progress(len(run.lag), follower.ended)
-    ids = await asyncio.gather(*sending)
-    await follower.until(ids)
-    watching.cancel()
-    run.makespan = time.monotonic() - began
-    for id, arrival in zip(ids, arrivals, strict=True):
-        outcome, seconds = follower.ends[id]
-        run.jobs.append((arrival.recording.application, seconds if outcome == "job.completed" else None))
-    _summarise(run, before, await _counters(api))
+
+    async def send(number: int, due: float) -> str:
+        await asyncio.sleep(due - time.monotonic())
+        run.lag[number] = max(0.0, time.monotonic() - due)
+        id = await _submit(api, arrivals[number], f"replay-{name}-{number}")
+        sent.append(id)
+        progress(len(sent), len(follower.ends))
+        return id
+
+    try:
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            sending = [group.create_task(send(k, began + arrival.at / speed)) for k, arrival in enumerate(arrivals)]
+        ids = [task.result() for task in sending]
+        await follower.until(ids)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+    ends = [follower.ends[id] for id in ids]
+    for arrival, end in zip(arrivals, ends, strict=True):
+        run.jobs.append((arrival.recording.application, end.seconds * speed if end.completed else None))
+    wall = max(e.at for e in ends) - min(e.at - e.seconds for e in ends) if ends else 0.0
+    run.makespan = wall * speed
+    engines = {e["id"]: e["pool"] for e in (await api.get("/v1/engines"))["items"]}
+    _summarise(run, before, await api.metrics(), engines, wall)
     return run
 
 
-async def _send(api: Api, arrival: Arrival, key: str) -> str:
+async def _submit(api: Api, arrival: Arrival, key: str) -> str:
+    """The id of the job; hands it in again until the service takes it."""
     body = {"application": arrival.recording.application, "recording": arrival.recording.to_json()}
-    for _ in range(_SUBMISSIONS):
+    until = time.monotonic() + PATIENCE
+    while True:
         try:
             id: str = (await api.post("/v1/jobs", body, idempotency_key=key))["id"]
             return id
-        except ApiError as error:
-            if error.status not in (429, 503):
+        except Unavailable as error:
+            if time.monotonic() > until:
                 raise
-            await asyncio.sleep(error.retry_after or 1.0)
-        except BackendError:
-            await asyncio.sleep(0.5)
-    raise BackendError(f"{api.url} took no job for {_SUBMISSIONS} attempts")
+            await asyncio.sleep(error.retry_after or 0.5)
+
+
+class _End(NamedTuple):
+    """How a job ended: unix time, and seconds since its submission."""
+
+    completed: bool
+    at: float
+    seconds: float
 
 
 class _Follower:
-    """Collects how jobs end, from the stream of all events; asks for single jobs where the stream had gaps."""
+    """Learns how jobs end: from the stream of all events, and by asking for each where the stream may have gaps."""
 
     def __init__(self, api: Api, changed: Callable[[], None]) -> None:
         self._api = api
         self._changed = changed
-        self.ends: dict[str, tuple[str, float]] = {}
+        self._news = asyncio.Event()
+        self._has_gap = False
+        self.ends: dict[str, _End] = {}
+        #: Set when the stream first listens, or failed to.
         self.connected = asyncio.Event()
-
-    @property
-    def ended(self) -> int:
-        return len(self.ends)
 
     async def watch(self) -> None:
         while True:
             try:
-                self.connected.set()
                 async for kind, data in self._api.events("/v1/events"):
-                    if kind in ("job.completed", "job.failed", "job.cancelled"):
-                        self.ends[data["job"]] = (kind, data["seconds"])
-                        self._changed()
+                    match kind:
+                        case "stream.connected":
+                            self.connected.set()
+                        case "job.completed" | "job.failed" | "job.cancelled":
+                            self._end(data["job"], _End(kind == "job.completed", data["at"], data["seconds"]))
+                        case "stream.lagged":
+                            self._gap()
+                        case _:
+                            pass
             except BackendError:
-                await asyncio.sleep(0.5)
+                pass  # `until` finds out whether it stays away
+            self._gap()
+            await asyncio.sleep(0.5)
 
     async def until(self, ids: Sequence[str]) -> None:
-        """Waits until every one of these jobs has ended; looks for itself every few seconds."""
+        """Waits until every one of these jobs has ended. Raises BackendError if the service stays away."""
+        answered = time.monotonic()
         while missing := [id for id in ids if id not in self.ends]:
-            await asyncio.sleep(0.2 if len(missing) > 20 else 0.05)
-            if int(time.monotonic() * 20) % 40 == 0:
-                for id in missing[:50]:
-                    await self._look(id)
+            self._news.clear()
+            if self._has_gap:
+                try:
+                    self._has_gap = False
+                    for id in missing:
+                        await self._look(id)
+                    answered = time.monotonic()
+                except BackendError:
+                    self._has_gap = True
+                    if time.monotonic() - answered > PATIENCE:
+                        raise
+                    await asyncio.sleep(0.5)
+                continue
+            try:
+                await asyncio.wait_for(self._news.wait(), _SILENCE)
+            except TimeoutError:
+                self._has_gap = True
 
     async def _look(self, id: str) -> None:
-        try:
-            job = await self._api.get(f"/v1/jobs/{id}")
-        except BackendError:
-            return
+        job = await self._api.get(f"/v1/jobs/{id}")
         if job["finished_at"] is not None:
-            self.ends[id] = (f"job.{job['status']}", job["finished_at"] - job["submitted_at"])
-            self._changed()
+            seconds = job["finished_at"] - job["submitted_at"]
+            self._end(id, _End(job["status"] == "completed", job["finished_at"], seconds))
+
+    def _end(self, id: str, end: _End) -> None:
+        self.ends[id] = end
+        self._news.set()
+        self._changed()
+
+    def _gap(self) -> None:
+        self._has_gap = True
+        self.connected.set()
+        self._news.set()
 
 
 _DECISION = "llmsched_decision_seconds"
+_SLOTS = 'llmsched_executor_slots{executor="'
+_RAN = "llmsched_task_run_seconds_sum{"
 
 
-async def _counters(api: Api) -> dict[str, float]:
-    """Every unlabelled sample and histogram bucket of decisions, and seconds of attempts by pool."""
-    samples: dict[str, float] = {}
-    for line in (await api.get("/metrics")).splitlines():
-        if not line.startswith("#"):
-            name, _, value = line.rpartition(" ")
-            samples[name] = float(value)
-    return samples
+def _summarise(
+    run: ReplayRun, before: Mapping[str, float], after: Mapping[str, float], engines: Mapping[str, str], wall: float
+) -> None:
+    """Decisions and utilisation from the growth of the service's counters over `wall` seconds.
 
-
-def _summarise(run: ReplayRun, before: dict[str, float], after: dict[str, float]) -> None:
-    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    engines: id -> pool. A counter that shrank began anew, with a restarted service.
+    """
+    grown = {name: value - (b if value >= (b := before.get(name, 0.0)) else 0.0) for name, value in after.items()}
     count = grown.get(f"{_DECISION}_count", 0.0)
-    run.decisions["count"] = count
+    run.decisions = int(count)
     if count:
-        run.decisions["mean_ms"] = grown[f"{_DECISION}_sum"] / count * 1000
         buckets = sorted(
             (float(name.split('le="')[1].split('"')[0]), total)
             for name, total in grown.items()
             if name.startswith(f"{_DECISION}_bucket")
         )
-        for q in (50, 99):
-            run.decisions[f"p{q}_ms"] = _quantile(buckets, q / 100) * 1000
+        mean = grown[f"{_DECISION}_sum"] / count
+        run.decision_ms = {
+            "mean": mean * 1000,
+            "p50": _quantile(buckets, 0.5) * 1000,
+            "p99": _quantile(buckets, 0.99) * 1000,
+        }
     slots: dict[str, float] = {}
     for name, value in after.items():
-        if name.startswith("llmsched_executor_slots{"):
-            executor = name.split('"')[1]
-            pool = executor.removeprefix("workers-") if executor.startswith("workers-") else "llm"
+        if name.startswith(_SLOTS):
+            executor = name.removeprefix(_SLOTS).split('"')[0]
+            pool = engines.get(executor) or executor.removeprefix("workers-")
             slots[pool] = slots.get(pool, 0.0) + value
     for pool, offered in slots.items():
-        busy = sum(
-            v for n, v in grown.items() if n.startswith("llmsched_task_run_seconds_sum{") and f'pool="{pool}"' in n
-        )
-        if offered and run.makespan:
-            run.utilisation[pool] = busy / (offered * run.makespan)
+        busy = sum(v for n, v in grown.items() if n.startswith(_RAN) and f'pool="{pool}"' in n)
+        if offered and wall:
+            run.utilisation[pool] = busy / (offered * wall)
 
 
 def _quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
@@ -234,9 +283,9 @@ def to_json(settings: dict[str, Any], runs: Sequence[ReplayRun], *, seed: int = 
             "mean_jct": None if np.isnan(own).all() else float(np.nanmean(own)),
             "ci95": _interval(own, rng),
             "vs": {
-                other: _change(own, theirs, rng)
+                other: change
                 for other, theirs in times.items()
-                if other != policy and len(theirs) == len(own)
+                if other != policy and len(theirs) == len(own) and (change := _change(own, theirs, rng)) is not None
             },
         }
         for policy, own in times.items()

@@ -1,4 +1,4 @@
-"""Commands that speak to a running service: submit, jobs, show, watch, cancel, engines, replay."""
+"""Commands that speak to a running service about jobs and engines: submit, jobs, show, watch, cancel, engines."""
 
 from __future__ import annotations
 
@@ -6,34 +6,41 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import orjson
 import typer
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from llmsched.cli.console import errors, out
+from llmsched.cli.console import note, out
 from llmsched.errors import BackendError, InvalidInput
 from llmsched.runtime.api import Api
 
 Url = Annotated[str, typer.Option("--url", envvar="LLMSCHED_URL", help="The service.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Id = Annotated[str, typer.Argument(help="Id of a job, as submit prints it.")]
 
 T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
+#: Seconds for which a command that waits for a job bears a service that does not answer, as during a restart.
+PATIENCE = 60.0
+
 _COLOURS = {
     "completed": "green",
     "done": "green",
+    "healthy": "green",
     "running": "cyan",
     "ready": "yellow",
+    "draining": "yellow",
     "failed": "red",
+    "down": "red",
     "cancelled": "magenta",
     "skipped": "bright_black",
     "waiting": "bright_black",
@@ -41,7 +48,7 @@ _COLOURS = {
 
 
 def register(app: typer.Typer) -> None:
-    for command in (submit, jobs, show, watch, cancel, engines, replay):
+    for command in (submit, jobs, show, watch, cancel, engines):
         app.command()(command)
 
 
@@ -56,37 +63,47 @@ def ask(url: str, work: Callable[[Api], Awaitable[T]]) -> T:
 
 
 def print_json(value: Any) -> None:
+    """A document for other programs, on standard output."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.flush()
 
 
 def read_json(text: str, option: str) -> Any:
     """The JSON of an option: the text itself, or a file's with `@FILE`; `@-` is standard input."""
-    where = option
+    content: str | bytes = text
     if text.startswith("@"):
-        where = f"{option} {text}"
+        option = f"{option} {text}"
         try:
-            text = sys.stdin.read() if text == "@-" else Path(text[1:]).read_text()
+            content = sys.stdin.buffer.read() if text == "@-" else Path(text[1:]).read_bytes()
         except OSError as error:
-            raise InvalidInput(f"{where} cannot be read: {error.strerror}") from None
+            raise InvalidInput(f"{option} cannot be read: {error.strerror}") from None
     try:
-        return orjson.loads(text)
+        return orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"{where} is no valid JSON: {error}") from None
+        raise InvalidInput(f"{option} is no valid JSON: {error}") from None
 
 
 # -------------------------------------------------------------------------------------------------- one job
 
 
 def submit(
-    application: Annotated[str, typer.Argument(help="Name of a registered application.")],
-    input: Annotated[str | None, typer.Option("--input", help="The job's input: JSON, or @FILE.")] = None,
-    recording: Annotated[str | None, typer.Option(help="A recorded job instead: JSON, or @FILE.")] = None,
+    application: Annotated[str, typer.Argument(help="Name of a registered application; see llmsched apps.")],
+    input: Annotated[
+        str | None, typer.Option("--input", help="The job's input: JSON, @FILE, or @- for standard input.")
+    ] = None,
+    recording: Annotated[
+        str | None, typer.Option("--recording", help="Instead of an input: a recorded job, given in the same ways.")
+    ] = None,
     job_class: Annotated[str, typer.Option("--class", help="interactive, standard or batch.")] = "standard",
     key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key is the same job.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; exit 1 unless it completes.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the end and print the job; exit 1 unless it completes.")
+    ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Submit a job and print its id (with --wait: the finished job)."""
+    """Submit a job and print its id."""
+    if (input is None) == (recording is None):
+        raise InvalidInput("a job needs either --input or --recording: JSON, @FILE, or @- for standard input")
     body: dict[str, Any] = {"application": application, "class": job_class}
     if input is not None:
         body["input"] = read_json(input, "--input")
@@ -95,9 +112,7 @@ def submit(
 
     async def work(api: Api) -> dict[str, Any]:
         job: dict[str, Any] = await api.post("/v1/jobs", body, idempotency_key=key)
-        if wait:
-            job = await ended(api, job["id"])
-        return job
+        return await ended(api, job["id"]) if wait else job
 
     job = ask(url, work)
     if not wait:
@@ -109,25 +124,36 @@ def submit(
 
 
 async def ended(api: Api, id: str, changed: Callable[[], Awaitable[None]] | None = None) -> dict[str, Any]:
-    """The job once it has ended; survives restarts of the service by resuming its event stream."""
-    seen = None
+    """The job once it has ended; survives restarts of the service by resuming its event stream.
+
+    Raises BackendError if the service does not answer for `PATIENCE` seconds.
+    """
+    seen: int | None = None
+    answered = time.monotonic()
     while True:
         try:
-            async for _, data in api.events(f"/v1/jobs/{id}/events", last_event_id=seen):
+            async for _, data in api.events(f"{_path(id)}/events", last_event_id=seen):
                 seen = data.get("seq", seen)
                 if changed is not None:
                     await changed()
-            job: dict[str, Any] = await api.get(f"/v1/jobs/{id}")
+            job: dict[str, Any] = await api.get(_path(id))
             if job["finished_at"] is not None:
                 return job
+            answered = time.monotonic()
         except BackendError:
-            await asyncio.sleep(0.5)
+            if time.monotonic() - answered > PATIENCE:
+                raise
+        await asyncio.sleep(0.5)
+
+
+def _path(id: str) -> str:
+    return f"/v1/jobs/{quote(id, safe='')}"
 
 
 def jobs(
     status: Annotated[str | None, typer.Option(help="queued, running, completed, failed or cancelled.")] = None,
-    application: Annotated[str | None, typer.Option(help="Only of this application.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=500)] = 20,
+    application: Annotated[str | None, typer.Option(help="Only jobs of this application.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many.")] = 20,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -136,7 +162,12 @@ def jobs(
     if as_json:
         print_json(page)
         return
-    table = Table("id", "application", "class", "status", "age", "took", "error")
+    table = Table()
+    for column in ("id", "application", "class", "status"):
+        table.add_column(column, no_wrap=True)
+    for column in ("age", "took"):
+        table.add_column(column, no_wrap=True, justify="right")
+    table.add_column("error", overflow="fold")
     now = time.time()
     for job in page["items"]:
         took = job["finished_at"] - job["submitted_at"] if job["finished_at"] else None
@@ -147,30 +178,32 @@ def jobs(
             coloured(job["status"]),
             duration(now - job["submitted_at"]),
             duration(took),
-            job["error"] or "",
+            Text(job["error"] or ""),
         )
     out.print(table)
+    if page["next_cursor"]:
+        note(f"the newest {len(page['items'])} jobs; --limit shows more")
 
 
-def show(id: str, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+def show(id: Id, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Show a job and its stages."""
-    job = ask(url, lambda api: api.get(f"/v1/jobs/{id}"))
+    job = ask(url, lambda api: api.get(_path(id)))
     if as_json:
         print_json(job)
     else:
         out.print(job_table(job))
 
 
-def watch(id: str, url: Url = DEFAULT_URL) -> None:
+def watch(id: Id, url: Url = DEFAULT_URL) -> None:
     """Follow a job until it ends; exit 1 unless it completes."""
 
     async def work(api: Api) -> dict[str, Any]:
-        with Live(console=out, refresh_per_second=8) as live:
+        job: dict[str, Any] = await api.get(_path(id))
+        with Live(job_table(job), console=out, refresh_per_second=8) as live:
 
             async def changed() -> None:
-                live.update(job_table(await api.get(f"/v1/jobs/{id}")))
+                live.update(job_table(await api.get(_path(id))))
 
-            await api.get(f"/v1/jobs/{id}")
             job = await ended(api, id, changed)
             live.update(job_table(job))
         return job
@@ -180,54 +213,67 @@ def watch(id: str, url: Url = DEFAULT_URL) -> None:
         raise typer.Exit(1)
 
 
-def cancel(id: str, url: Url = DEFAULT_URL) -> None:
-    """Cancel a job."""
-    ask(url, lambda api: api.post(f"/v1/jobs/{id}/cancel"))
+def cancel(id: Id, url: Url = DEFAULT_URL) -> None:
+    """Cancel a job: its running calls are aborted."""
+    ask(url, lambda api: api.post(f"{_path(id)}/cancel"))
     print(f"{id} is being cancelled")
 
 
-def job_table(job: dict[str, Any]) -> Table:
-    """Stages of a job with state, tasks and seconds."""
-    took = (job["finished_at"] or time.time()) - job["submitted_at"]
-    title = f"{job['id']}  {job['application']}  {coloured(job['status'])}  {duration(took)}"
-    table = Table("stage", "kind", "state", "tasks", "took", "tokens in", "tokens out", "where", title=title)
-    table.title_justify = "left"
+def job_table(job: Mapping[str, Any], *, scale: float = 1.0) -> Table:
+    """Stages of a job with state, tasks and seconds. scale: multiplies seconds, for engines emulated faster."""
+    took = ((job["finished_at"] or time.time()) - job["submitted_at"]) * scale
+    name = f"{job['id']}  {job['application']}  "
+    title = Text.assemble(name, coloured(job["status"]), f"  {duration(took)}")
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("stage", "kind", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("tasks", "took", "tokens in", "tokens out"):
+        table.add_column(column, no_wrap=True, justify="right")
+    table.add_column("where")
     for stage in job["stages"]:
         end = stage["finished_at"] or (time.time() if stage["started_at"] else None)
-        spent = end - stage["started_at"] if end and stage["started_at"] else None
-        indent = "  " if stage["parent"] else ""
-        tasks = "" if stage["tasks"] is None else f"{stage['done']}/{stage['tasks']}"
+        spent = (end - stage["started_at"]) * scale if end and stage["started_at"] else None
         table.add_row(
-            indent + stage["name"],
+            Text(("  " if stage["parent"] else "") + stage["name"]),
             stage["kind"],
             coloured(stage["state"]),
-            tasks,
+            f"{stage['done']}/{stage['tasks']}" if stage["tasks"] else "",
             duration(spent),
             "" if stage["prompt_tokens"] is None else str(stage["prompt_tokens"]),
             "" if stage["output_tokens"] is None else str(stage["output_tokens"]),
             ", ".join(stage["executors"]),
         )
     if job["error"]:
-        table.caption = f"[red]{job['error']}[/red]"
+        table.caption = Text(job["error"], style="red")
     return table
 
 
-def coloured(state: str) -> str:
-    return f"[{_COLOURS.get(state, 'white')}]{state}[/]"
+def coloured(state: str) -> Text:
+    """A state in its colour."""
+    return Text(state, style=_COLOURS.get(state, ""))
 
 
 def duration(seconds: float | None) -> str:
+    """A length of time for people.
+
+    >>> duration(0.5), duration(200.0), duration(10_000.0), duration(None)
+    ('0.50 s', '3.3 min', '2.8 h', '')
+    """
     if seconds is None:
         return ""
-    return f"{seconds:.2f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    if seconds < 120:
+        return f"{seconds:.2f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-# ------------------------------------------------------------------------------------------------ the service
+# ------------------------------------------------------------------------------------------------ the engines
 
 
 def engines(
-    add: Annotated[str | None, typer.Option(help="URL of an engine to add.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Its maximum batch; asked of the engine by default.")] = None,
+    add: Annotated[str | None, typer.Option(help="URL of a running engine to add.")] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="With --add: its maximum batch; by default the engine is asked.")
+    ] = None,
     remove: Annotated[str | None, typer.Option(help="Id of an engine to remove at once.")] = None,
     drain: Annotated[str | None, typer.Option(help="Id of an engine that gets no new work.")] = None,
     resume: Annotated[str | None, typer.Option(help="Id of a drained engine that gets work again.")] = None,
@@ -235,91 +281,33 @@ def engines(
     url: Url = DEFAULT_URL,
 ) -> None:
     """List engines; add, remove, drain or resume one."""
+    if slots is not None and add is None:
+        raise InvalidInput("--slots goes with --add; the slots of a known engine cannot be changed")
 
     async def work(api: Api) -> Any:
         if add is not None:
             await api.post("/v1/engines", {"url": add} | ({"slots": slots} if slots else {}))
         if remove is not None:
-            await api.delete(f"/v1/engines/{remove}")
+            await api.delete(f"/v1/engines/{quote(remove, safe='')}")
         for verb, id in (("drain", drain), ("resume", resume)):
             if id is not None:
-                await api.post(f"/v1/engines/{id}/{verb}")
+                await api.post(f"/v1/engines/{quote(id, safe='')}/{verb}")
         return await api.get("/v1/engines")
 
     page = ask(url, work)
     if as_json:
         print_json(page)
         return
-    table = Table("id", "url", "model", "pool", "running", "slots", "state", "last error")
+    table = Table("id", "url", "model", "pool", "busy", "state", "last error")
     for engine in page["items"]:
-        state = "draining" if engine["draining"] else "healthy" if engine["healthy"] else "[red]down[/red]"
+        state = "draining" if engine["draining"] else "healthy" if engine["healthy"] else "down"
         table.add_row(
             engine["id"],
-            engine["url"],
-            engine["model"] or "?",
+            Text(engine["url"]),
+            Text(engine["model"] or "?"),
             engine["pool"],
-            str(engine["running"]),
-            str(engine["slots"]),
-            state,
-            engine["last_error"] or "",
+            f"{engine['running']}/{engine['slots']}",
+            coloured(state),
+            Text(engine["last_error"] or ""),
         )
     out.print(table)
-
-
-def replay(
-    workload: Annotated[str, typer.Option(help="mixed, predefined, chain, planning, mixed-nodoc, or applications.")],
-    url: Url = DEFAULT_URL,
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs per run.")] = 300,
-    rate: Annotated[float, typer.Option(min=0.0, help="Mean arrivals per second.")] = 0.9,
-    seed: Annotated[int, typer.Option(help="Decides jobs and arrival times.")] = 0,
-    traces: Annotated[Path | None, typer.Option(help="Folder of traces; generated jobs without it.")] = None,
-    arrivals: Annotated[str, typer.Option(help="poisson, gamma, or a CSV file of recorded arrivals.")] = "poisson",
-    policy: Annotated[str | None, typer.Option(help="Policies to compare, a comma list; else the active one.")] = None,
-    speed: Annotated[float, typer.Option(help="Send X times faster; for engines emulated at that speed.")] = 1.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture into this folder.")] = None,
-) -> None:
-    """Replay arrivals of recorded jobs against a running service, and compare policies on identical jobs."""
-    from llmsched import report
-    from llmsched.replay import ReplayRun, to_json
-    from llmsched.replay import replay as run_replay
-    from llmsched.workloads import Workload, read_arrivals
-
-    source = arrivals if arrivals in ("poisson", "gamma") else read_arrivals(Path(arrivals))
-    planned = Workload.load(workload, traces).arrivals(jobs, rate, seed, source)
-    settings = {"workload": workload, "jobs": jobs, "rate": rate, "seed": seed, "speed": speed, "url": url}
-
-    async def work(api: Api) -> list[ReplayRun]:
-        active = next(p["name"] for p in (await api.get("/v1/policies"))["items"] if p["active"])
-        runs = []
-        for name in (policy or active).split(","):
-            await api.put("/v1/policies/active", {"name": name.strip()})
-            with bar(f"{name}: jobs") as (progress, task):
-                runs.append(
-                    await run_replay(
-                        api,
-                        planned,
-                        policy=name.strip(),
-                        seed=seed,
-                        speed=speed,
-                        progress=lambda sent, done: progress.update(task, total=jobs, completed=done),
-                    )
-                )
-        await api.put("/v1/policies/active", {"name": active})
-        return runs
-
-    runs = ask(url, work)
-    document = to_json(settings, runs)
-    out.print(report.table(document))
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    if plot is not None:
-        errors.print(f"picture: {report.plot(runs, plot)}", highlight=False)
-
-
-@contextmanager
-def bar(what: str) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar on standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors) as progress:
-        yield progress, progress.add_task(what, total=None)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from llmsched import __version__
-from llmsched.cli import client, demo, local, serve
-from llmsched.cli.console import errors
-from llmsched.errors import BackendError, InvalidInput, LlmschedError
+from llmsched.cli import client, demo, local, replay, serve
+from llmsched.cli.console import complain
+from llmsched.errors import InvalidInput, LlmschedError
+
+#: Commands whose names are taken, and what they will do.
+PLANNED = {
+    "simulate": "compare policies in simulated time",
+    "fit": "learn profiles from traces",
+    "calibrate": "measure the latency curve of an engine",
+    "train": "train learned policies",
+}
 
 app = typer.Typer(
     name="llmsched",
@@ -20,10 +29,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
-serve.register(app)
-client.register(app)
-local.register(app)
-demo.register(app)
+for part in (serve, client, local, replay, demo):
+    part.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -36,15 +43,33 @@ def _top(
         raise typer.Exit
 
 
+def _plan(name: str, purpose: str) -> None:
+    @app.command(
+        name,
+        hidden=True,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def planned(context: typer.Context) -> None:
+        raise InvalidInput(f"llmsched {name} ({purpose}) is not part of this version yet; see llmsched --help")
+
+
+for _name, _purpose in PLANNED.items():
+    _plan(_name, _purpose)
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:
         app()
     except InvalidInput as error:
-        errors.print(f"[red]Error:[/red] {error}", highlight=False)
+        complain(error)
         sys.exit(2)
-    except (BackendError, LlmschedError) as error:
-        errors.print(f"[red]Error:[/red] {error}", highlight=False)
+    except LlmschedError as error:
+        complain(error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has enough, as in `llmsched jobs --json | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import re
-import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmsched import __version__
 from llmsched.gateway import jobs, management, problems
 from llmsched.gateway.context import Context
+from llmsched.gateway.edge import Edge
+from llmsched.gateway.schemas import Status, Version
 
-access = logging.getLogger("llmsched.access")
+_DESCRIPTION = """Submit jobs of compound LLM applications: they become DAGs of LLM and regular tasks, which are ordered
+so that the average job completes as early as possible, and run on vLLM engines and workers.
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-
-_DESCRIPTION = """Submit jobs of compound LLM applications; they are expanded into DAGs of LLM and regular tasks, ordered so
-that the average job completes as early as possible, and run on vLLM engines and workers.
-
-Errors are RFC 9457 problem documents. Lists are `{items, next_cursor}`. Times are unix seconds."""
+Errors are RFC 9457 problem documents: 400 where a request cannot be read, 422 where it asks for something impossible,
+429 and 503 with `Retry-After` where it may succeed later. Lists are `{items, next_cursor}`. Times are unix seconds."""
 
 
 def create_app(context: Context) -> FastAPI:
@@ -34,9 +28,9 @@ def create_app(context: Context) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if context.start is not None:
-            await context.start()
         try:
+            if context.start is not None:
+                await context.start()
             yield
         finally:
             if context.stop is not None:
@@ -55,8 +49,8 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(management.router)
     _operations(app, context)
-    app.add_middleware(_Edge, max_body=context.max_body)
-    _document(app)
+    app.add_middleware(Edge, max_body=context.max_body)
+    _document(app, context)
     return app
 
 
@@ -64,21 +58,21 @@ def _operations(app: FastAPI, context: Context) -> None:
     service = context.service
 
     @app.get("/health", tags=["operations"])
-    async def health() -> dict[str, str]:
+    async def health() -> Status:
         """Whether the process is alive: always ok while it answers."""
-        return {"status": "ok"}
+        return Status(status="ok")
 
-    @app.get("/ready", tags=["operations"], responses=problems.responses(503))
-    async def ready() -> Response:
+    @app.get("/ready", tags=["operations"], response_model=Status, responses=problems.responses(503))
+    async def ready(request: Request) -> Status | Response:
         """Whether work that is sent here gets done now; 503 with the reason otherwise."""
-        if reason := _not_ready(context):
-            return problems.problem(None, 503, reason)
-        return JSONResponse({"status": "ready"})
+        if reason := await _not_ready(context):
+            return problems.problem(request, 503, reason)
+        return Status(status="ready")
 
     @app.get("/version", tags=["operations"])
-    async def version() -> dict[str, Any]:
+    async def version() -> Version:
         """The version, the policy at work and since when the process runs."""
-        return {"version": __version__, "policy": service.policy_name, "started_at": service.started_at}
+        return Version(version=__version__, policy=service.policy_name, started_at=service.started_at)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -86,14 +80,14 @@ def _operations(app: FastAPI, context: Context) -> None:
         return Response(context.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _not_ready(context: Context) -> str | None:
+async def _not_ready(context: Context) -> str | None:
     service = context.service
     if service.is_stopping:
         return "the service is shutting down"
     if not service.is_ready:
         return "the service is starting"
     if not context.journal.healthy:
-        return f"the database does not answer: {context.journal.last_error}"
+        return f"the database does not take writes: {context.journal.last_error}"
     engines = list(service.engines)
     if not engines:
         return "no engine is configured; add one with POST /v1/engines or --engine URL"
@@ -102,87 +96,25 @@ def _not_ready(context: Context) -> str | None:
     return None
 
 
-def _document(app: FastAPI) -> None:
-    """Puts the problem schema into the OpenAPI document, in place of FastAPI's own validation errors."""
+def _document(app: FastAPI, context: Context) -> None:
+    """Completes the OpenAPI document: problems in place of FastAPI's own validation errors, and the API key."""
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema:
             return app.openapi_schema
         document = original()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas["Problem"] = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        components = document["components"]
+        components["schemas"]["Problem"] = problems.Problem.model_json_schema()
         for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        entry = problems.responses(422)[422]
-        for path in document["paths"].values():
-            for operation in path.values():
+            components["schemas"].pop(unused, None)
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
                 if "422" in operation["responses"]:
-                    operation["responses"]["422"] = entry
+                    operation["responses"] |= {"422": problems.responses(422)[422]}
+                if path.startswith("/v1/") and context.keys.are_required:
+                    operation["security"] = [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-class _Edge:
-    """What every request passes: a request id, the size limit, and one line in the access log."""
-
-    def __init__(self, app: ASGIApp, max_body: int) -> None:
-        self._app = app
-        self._max_body = max_body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        sent = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
-        scope["llmsched.request_id"] = request_id
-        began, status, started = time.perf_counter(), 0, False
-
-        async def sending(message: Message) -> None:
-            nonlocal status, started
-            if message["type"] == "http.response.start":
-                status, started = message["status"], True
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        length = headers.get(b"content-length", b"0")
-        try:
-            if length.isdigit() and int(length) > self._max_body:
-                raise _TooLarge
-            await self._app(scope, self._counted(receive), sending)
-        except _TooLarge:
-            if started:
-                raise
-            detail = f"the body is larger than {self._max_body} bytes; send less at once"
-            await problems.problem(None, 413, detail)(scope, receive, sending)
-        finally:
-            access.info(
-                "request",
-                extra={
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "path": scope["path"],
-                    "status": status,
-                    "milliseconds": round((time.perf_counter() - began) * 1000, 2),
-                },
-            )
-
-    def _counted(self, receive: Receive) -> Receive:
-        left = self._max_body
-
-        async def receiving() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise _TooLarge
-            return message
-
-        return receiving
-
-
-class _TooLarge(Exception):
-    pass

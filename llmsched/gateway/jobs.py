@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -11,9 +12,10 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from llmsched.errors import InvalidInput, LlmschedError, Overloaded
+from llmsched.errors import BackendError, Conflict, InvalidInput, Overloaded
+from llmsched.gateway.body import JsonRoute
 from llmsched.gateway.context import Context, context_of, tenant_of
-from llmsched.gateway.problems import NotFound, responses
+from llmsched.gateway.problems import BODY, NotFound, responses, status_of
 from llmsched.gateway.schemas import (
     BatchForm,
     BatchItem,
@@ -21,6 +23,7 @@ from llmsched.gateway.schemas import (
     ClassName,
     JobForm,
     JobPage,
+    JobQuery,
     JobSummary,
     JobView,
     StageView,
@@ -30,122 +33,120 @@ from llmsched.model.job import JobStatus
 from llmsched.model.records import JobRecord, StageRecord
 from llmsched.runtime.service import NewJob, digest_of
 
-router = APIRouter(prefix="/v1", tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"], route_class=JsonRoute, responses=responses(401, 503))
 
 Here = Annotated[Context, Depends(context_of)]
 Tenant = Annotated[str, Depends(tenant_of)]
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="a second request with the same key and body is answered with the job of the first",
+    ),
+]
+
+_EVENT_ID = re.compile(r"[0-9]{1,15}")
 
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }
 
 
-@router.post(
-    "/jobs", status_code=202, response_model=JobSummary, responses=responses(400, 401, 409, 413, 422, 429, 503)
-)
+@router.post("/jobs", status_code=202, responses=responses(*BODY, 409, 429))
 async def submit(
-    form: JobForm,
-    response: Response,
-    here: Here,
-    tenant: Tenant,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=255, description="a second request with the same key and body is the same job"),
-    ] = None,
+    form: JobForm, response: Response, here: Here, tenant: Tenant, key: IdempotencyKey = None
 ) -> JobSummary:
     """Accept a job. The answer comes when the job is durable: from then on it is never lost."""
-    record, is_new = await here.service.submit(_new_job(form, tenant, idempotency_key))
+    record, is_new = await here.service.submit(_new_job(form, tenant, key))
     response.headers["Location"] = f"/v1/jobs/{record.id}"
     if not is_new:
         response.headers["Idempotent-Replay"] = "true"
     return summary(record)
 
 
-@router.post("/jobs:batch", status_code=202, response_model=BatchView, responses=responses(400, 401, 413, 422))
-async def submit_batch(form: BatchForm, here: Here, tenant: Tenant) -> BatchView:
-    """Accept many jobs in one request; each is accepted or refused on its own, in order."""
-    items = []
-    for job in form.jobs:
+@router.post("/jobs:batch", status_code=202, responses=responses(*BODY))
+async def submit_batch(form: BatchForm, here: Here, tenant: Tenant, key: IdempotencyKey = None) -> BatchView:
+    """Accept many jobs in one request; each is accepted or refused on its own, and numbered in this order.
+
+    A body with a field of the wrong type is refused as a whole.
+    """
+
+    async def accept(job: JobForm, number: int) -> BatchItem:
         try:
-            record, _ = await here.service.submit(_new_job(job, tenant, None))
-            items.append(BatchItem(status=202, id=record.id))
-        except Overloaded as error:
-            items.append(BatchItem(status=429, detail=str(error)))
-        except InvalidInput as error:
-            items.append(BatchItem(status=422, detail=str(error)))
-        except LlmschedError as error:
-            items.append(BatchItem(status=503, detail=str(error)))
-    return BatchView(items=items)
+            record, _ = await here.service.submit(_new_job(job, tenant, key and f"{key}/{number}"))
+        except (InvalidInput, Overloaded, BackendError) as error:
+            return BatchItem(status=status_of(error), detail=str(error), field=getattr(error, "field", None))
+        return BatchItem(status=202, id=record.id)
+
+    return BatchView(items=await asyncio.gather(*(accept(job, number) for number, job in enumerate(form.jobs))))
 
 
-@router.get("/jobs", response_model=JobPage, responses=responses(400, 401, 422))
-async def jobs(
-    here: Here,
-    tenant: Tenant,
-    status: Annotated[JobStatus | None, Query(description="only jobs in this state")] = None,
-    application: Annotated[str | None, Query(max_length=64, pattern="^[A-Za-z0-9_.-]*$")] = None,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-) -> JobPage:
+@router.get("/jobs", responses=responses(400))
+async def jobs(query: Annotated[JobQuery, Query()], here: Here, tenant: Tenant) -> JobPage:
     """Jobs, newest first."""
-    before = None if cursor is None else read_cursor(cursor)
     found = await here.store.jobs(
-        status=status, application=application, tenant=tenant or None, before=before, limit=limit + 1
+        status=query.status,
+        application=query.application,
+        tenant=tenant or None,
+        before=None if query.cursor is None else read_cursor(query.cursor),
+        limit=query.limit + 1,
     )
-    page = found[:limit]
-    more = write_cursor(page[-1].number) if len(found) > limit else None
+    page = found[: query.limit]
+    more = write_cursor(page[-1].number) if len(found) > query.limit else None
     return JobPage(items=[summary(record) for record in page], next_cursor=more)
 
 
-@router.get("/jobs/{id}", response_model=JobView, responses=responses(401, 404))
+@router.get("/jobs/{id}", responses=responses(404))
 async def job(id: str, here: Here, tenant: Tenant) -> JobView:
     """A job with its stages: what is committed, and what runs right now."""
     record = await find(here, id, tenant)
-    rows = await here.store.stages(id)
+    # First what runs: a stage that is committed in between is then seen twice, not lost, and what is committed wins.
     live = here.service.stages(id) if record.finished_at is None else {}
+    rows = await here.store.stages(id)
     application = await here.service.applications.at(record.application, record.version)
     template = {s.name: {"kind": s.kind.value, "after": s.after, "pool": s.pool} for s in application.stages}
     return JobView(**summary(record).model_dump(), stages=_stages(template, rows, live))
 
 
-@router.post("/jobs/{id}/cancel", status_code=202, response_model=JobSummary, responses=responses(401, 404, 409))
+@router.post("/jobs/{id}/cancel", status_code=202, responses=responses(404, 409))
 async def cancel(id: str, here: Here, tenant: Tenant) -> JobSummary:
     """Stop a job. Its calls are aborted; the job ends as cancelled."""
     record = await find(here, id, tenant)
     if record.finished_at is not None and record.status is not JobStatus.CANCELLED:
-        raise HTTPException(409, f"job {id} is already {record.status.value}; there is nothing to cancel")
+        raise Conflict(f"job {id} is already {record.status.value}; there is nothing to cancel")
     here.service.cancel(id)
     return summary(record)
 
 
 @router.get(
     "/jobs/{id}/events",
-    responses=_STREAM | responses(400, 401, 404),
+    responses=_STREAM | responses(400, 404),
     response_class=StreamingResponse,
 )
 async def events(
     id: str,
     here: Here,
     tenant: Tenant,
-    last_event_id: Annotated[str | None, Header(description="number of the last event seen")] = None,
+    last_event_id: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="number of the last event seen", examples=["17"])
+    ] = None,
 ) -> StreamingResponse:
     """Follow a job (server-sent events): everything since `Last-Event-ID`, then what happens, until it ends."""
-    await find(here, id, tenant)
-    after = 0
-    if last_event_id:
-        if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 16):
-            raise HTTPException(
-                400, f"Last-Event-ID is {last_event_id!r}; it must be the number of an event seen before"
-            )
-        after = int(last_event_id)
-    return _stream(job_stream(here.store, here.service.hub, id, after))
+    owner = here.service.open_tenant(id)
+    if owner is None or (tenant and owner != tenant):
+        await find(here, id, tenant)
+    if last_event_id and not _EVENT_ID.fullmatch(last_event_id):
+        raise HTTPException(
+            400, f"Last-Event-ID is {last_event_id[:64]!r}; it must be the number of an event seen before"
+        )
+    after, service = int(last_event_id or 0), here.service
+    return _stream(job_stream(here.store, service.hub, id, after, lambda id: service.open_tenant(id) is not None))
 
 
-@router.get(
-    "/events",
-    responses=_STREAM | responses(401),
-    response_class=StreamingResponse,
-)
+@router.get("/events", responses=_STREAM, response_class=StreamingResponse)
 async def all_events(here: Here, tenant: Tenant) -> StreamingResponse:
     """Follow every job from now on (server-sent events)."""
     return _stream(all_stream(here.service.hub, tenant))
@@ -157,15 +158,29 @@ def _stream(body: Any) -> StreamingResponse:
 
 
 async def find(here: Context, id: str, tenant: str) -> JobRecord:
-    """The job, if this tenant may see it."""
-    known = id.isascii() and id.isalnum() is False and id.startswith("job_") and id[4:].isalnum()
-    record = await here.store.job(id) if known else None
-    if record is None or (tenant and record.tenant != tenant):
+    """The job, if this tenant may see it. Raises NotFound."""
+    record = await here.store.job(id, tenant=tenant or None)
+    if record is None:
         raise NotFound(f"there is no job {id[:64]!r}; GET /v1/jobs lists those there are")
     return record
 
 
 def _new_job(form: JobForm, tenant: str, key: str | None) -> NewJob:
+    """Raises InvalidInput for fields that do not go together, or not with this version."""
+    has_input = "input" in form.model_fields_set
+    if has_input and form.recording is not None:
+        raise InvalidInput("a job has either an input or a recording, not both; leave one out", field="recording")
+    if not has_input and form.recording is None:
+        raise InvalidInput("a job needs an input or a recording; both are missing", field="input")
+    if form.deadline_s is not None:
+        raise InvalidInput(
+            "deadline_s is not supported by this version; leave it out, or use class: interactive", field="deadline_s"
+        )
+    if form.callback_url is not None:
+        raise InvalidInput(
+            "callback_url is not supported by this version; leave it out and follow GET /v1/jobs/{id}/events",
+            field="callback_url",
+        )
     body = form.model_dump(by_alias=True, exclude_unset=True, mode="json") if key is not None else None
     return NewJob(
         application=form.application,
@@ -184,8 +199,8 @@ def summary(record: JobRecord) -> JobSummary:
         id=record.id,
         application=record.application,
         version=record.version,
-        status=record.status.value,
-        class_=ClassName[record.job_class.name].value,
+        status=record.status,
+        class_=ClassName[record.job_class.name],
         submitted_at=record.submitted_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
@@ -218,8 +233,8 @@ def _committed(row: StageRecord) -> StageView:
     is_llm = row.kind.value == "llm"
     return StageView(
         name=row.name,
-        kind=row.kind.value,
-        state=row.state,
+        kind=row.kind,
+        state="skipped" if row.state == "skipped" else "done",
         after=list(row.after),
         parent=row.parent,
         pool=row.pool,
@@ -240,9 +255,9 @@ def write_cursor(number: int) -> str:
 def read_cursor(cursor: str) -> int:
     """Raises 400 for a cursor that no page ever gave out."""
     try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        if not (text.startswith(b"n") and text[1:].isdigit() and len(text) < 17):
-            raise ValueError(text)
-        return int(text[1:])
-    except (ValueError, binascii.Error):
-        raise HTTPException(400, f"cursor {cursor!r} is not one a page gave out; leave it out to start anew") from None
+        number = int(base64.urlsafe_b64decode(cursor[:64] + "=" * (-len(cursor) % 4)).removeprefix(b"n"))
+    except ValueError:
+        number = 0
+    if write_cursor(number) != cursor:
+        raise HTTPException(400, f"cursor {cursor[:64]!r} is not one that a page gave out; leave it out to start anew")
+    return number

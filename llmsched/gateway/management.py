@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Response
 
-from llmsched.errors import InvalidInput
+from llmsched.errors import InvalidInput, UnknownName
+from llmsched.gateway.body import JsonRoute
 from llmsched.gateway.context import Context, context_of, tenant_of
-from llmsched.gateway.problems import NotFound, responses
+from llmsched.gateway.problems import BODY, NotFound, responses
 from llmsched.gateway.schemas import (
+    EXAMPLE_APPLICATION,
     ApplicationPage,
     ApplicationView,
     DecisionPage,
+    DecisionView,
     EngineForm,
     EnginePage,
     EngineView,
@@ -25,43 +30,31 @@ from llmsched.policies import POLICIES
 from llmsched.runtime.engines import Engine, EngineSpec
 from llmsched.runtime.live import check_templates
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(tenant_of)])
+router = APIRouter(
+    prefix="/v1", route_class=JsonRoute, dependencies=[Depends(tenant_of)], responses=responses(401, 503)
+)
 
 Here = Annotated[Context, Depends(context_of)]
-
-_EXAMPLE_APPLICATION = {
-    "name": "summarize",
-    "stages": [
-        {"name": "draft", "kind": "llm", "prompt": "Summarise: {{ input.text }}", "max_tokens": 200},
-        {"name": "polish", "kind": "llm", "after": ["draft"], "prompt": "Make it shorter: {{ stages.draft }}"},
-    ],
-}
+Tenant = Annotated[str, Depends(tenant_of)]
 
 # ---------------------------------------------------------------------------------------------- applications
 
 
-@router.get("/applications", response_model=ApplicationPage, responses=responses(401), tags=["applications"])
+@router.get("/applications", tags=["applications"])
 async def applications(here: Here) -> ApplicationPage:
     """Every registered application in its newest version."""
     return ApplicationPage(items=[_application(a) for a in here.service.applications])
 
 
-@router.get(
-    "/applications/{name}", response_model=ApplicationView, responses=responses(401, 404), tags=["applications"]
-)
+@router.get("/applications/{name}", responses=responses(404), tags=["applications"])
 async def application(name: str, here: Here) -> ApplicationView:
     """One application in its newest version, with its padded DAG."""
     return _application(_known(here, name))
 
 
-@router.put(
-    "/applications/{name}",
-    response_model=ApplicationView,
-    responses=responses(400, 401, 413, 422),
-    tags=["applications"],
-)
+@router.put("/applications/{name}", responses=responses(*BODY), tags=["applications"])
 async def put_application(
-    name: str, definition: Annotated[dict[str, Any], Body(examples=[_EXAMPLE_APPLICATION])], here: Here
+    name: str, definition: Annotated[dict[str, Any], Body(examples=[EXAMPLE_APPLICATION])], here: Here
 ) -> ApplicationView:
     """Register an application, or a new version of it: jobs keep the version they started with."""
     candidate = Application.parse({"name": name} | definition)
@@ -71,7 +64,7 @@ async def put_application(
     return _application(await here.service.applications.put(candidate))
 
 
-@router.delete("/applications/{name}", status_code=204, responses=responses(401, 404), tags=["applications"])
+@router.delete("/applications/{name}", status_code=204, responses=responses(404), tags=["applications"])
 async def delete_application(name: str, here: Here) -> Response:
     """Take no new jobs of it; running ones finish."""
     await here.service.applications.delete(_known(here, name).name)
@@ -79,10 +72,10 @@ async def delete_application(name: str, here: Here) -> Response:
 
 
 def _known(here: Context, name: str) -> Application:
-    for application in here.service.applications:
-        if application.name == name:
-            return application
-    return here.service.applications.newest(name)
+    try:
+        return here.service.applications.newest(name)
+    except UnknownName as error:
+        raise NotFound(str(error)) from None
 
 
 def _application(application: Application) -> ApplicationView:
@@ -112,29 +105,27 @@ def _application(application: Application) -> ApplicationView:
 # --------------------------------------------------------------------------------------------------- engines
 
 
-@router.get("/engines", response_model=EnginePage, responses=responses(401), tags=["engines"])
+@router.get("/engines", tags=["engines"])
 async def engines(here: Here) -> EnginePage:
     """Every engine, healthy or not."""
     return EnginePage(items=[_engine(here, e) for e in here.service.engines])
 
 
-@router.post(
-    "/engines", status_code=201, response_model=EngineView, responses=responses(401, 409, 422), tags=["engines"]
-)
+@router.post("/engines", status_code=201, responses=responses(*BODY, 409), tags=["engines"])
 async def add_engine(form: EngineForm, here: Here) -> EngineView:
     """Add a running vLLM server. It takes work as soon as it answers its health check."""
     spec = EngineSpec(form.url, form.pool, form.model, form.slots, form.api_key)
     return _engine(here, here.service.engines.add(spec))
 
 
-@router.delete("/engines/{id}", status_code=204, responses=responses(401, 404), tags=["engines"])
+@router.delete("/engines/{id}", status_code=204, responses=responses(404), tags=["engines"])
 async def remove_engine(id: str, here: Here) -> Response:
     """Forget an engine at once; its tasks are repeated elsewhere. Drain it first to let them finish."""
     await here.service.engines.remove(_engine_of(here, id).id)
     return Response(status_code=204)
 
 
-@router.post("/engines/{id}/drain", response_model=EngineView, responses=responses(401, 404), tags=["engines"])
+@router.post("/engines/{id}/drain", responses=responses(404), tags=["engines"])
 async def drain_engine(id: str, here: Here) -> EngineView:
     """Give an engine no new work; what runs there finishes."""
     engine = _engine_of(here, id)
@@ -142,7 +133,7 @@ async def drain_engine(id: str, here: Here) -> EngineView:
     return _engine(here, engine)
 
 
-@router.post("/engines/{id}/resume", response_model=EngineView, responses=responses(401, 404), tags=["engines"])
+@router.post("/engines/{id}/resume", responses=responses(404), tags=["engines"])
 async def resume_engine(id: str, here: Here) -> EngineView:
     """Give a drained engine work again."""
     engine = _engine_of(here, id)
@@ -175,7 +166,7 @@ def _engine(here: Context, engine: Engine) -> EngineView:
 # -------------------------------------------------------------------------------------- policies and decisions
 
 
-@router.get("/policies", response_model=PolicyPage, responses=responses(401), tags=["policies"])
+@router.get("/policies", tags=["policies"])
 async def policies(here: Here) -> PolicyPage:
     """Every policy there is, and which one is at work."""
     active = here.service.policy_name
@@ -184,16 +175,23 @@ async def policies(here: Here) -> PolicyPage:
     )
 
 
-@router.put("/policies/active", response_model=PolicyView, responses=responses(401, 422), tags=["policies"])
+@router.put("/policies/active", responses=responses(*BODY), tags=["policies"])
 async def use_policy(form: PolicyForm, here: Here) -> PolicyView:
     """Order everything that waits by another policy from now on. It lasts until the service restarts."""
+    if form.name not in POLICIES:
+        raise UnknownName.of("policy", form.name, POLICIES, field="name")
     here.service.use_policy(form.name)
     known = POLICIES[form.name]
     return PolicyView(name=form.name, line=known.line, source=known.source, active=True)
 
 
-@router.get("/decisions", response_model=DecisionPage, responses=responses(401, 422), tags=["policies"])
-async def decisions(here: Here, last: Annotated[int, Query(ge=1, le=1000)] = 100) -> DecisionPage:
+@router.get("/decisions", tags=["policies"])
+async def decisions(here: Here, tenant: Tenant, last: Annotated[int, Query(ge=1, le=1000)] = 100) -> DecisionPage:
     """The last decisions, newest first: what was dispatched where, in order of preference."""
-    recent = here.service.decisions
-    return DecisionPage(items=[recent[-i] for i in range(1, min(last, len(recent)) + 1)])
+    return DecisionPage(items=[_decision(d, tenant) for d in islice(reversed(here.service.decisions), last)])
+
+
+def _decision(decision: Mapping[str, Any], tenant: str) -> DecisionView:
+    """A decision without what it did for other tenants."""
+    dispatched = [d for d in decision["dispatched"] if tenant in ("", d["tenant"])]
+    return DecisionView.model_validate({**decision, "dispatched": dispatched})

@@ -132,7 +132,7 @@ class _Gauges(Collector):
         ready = GaugeMetricFamily("llmsched_ready_tasks", "Tasks that wait for a slot.", labels=["pool"])
         running = GaugeMetricFamily("llmsched_running_tasks", "Tasks that hold a slot.", labels=["executor"])
         slots = GaugeMetricFamily("llmsched_executor_slots", "Slots the executor offers.", labels=["executor"])
-        up = GaugeMetricFamily("llmsched_engine_up", "1 while the engine takes work.", labels=["executor"])
+        up = GaugeMetricFamily("llmsched_engine_up", "1 while the engine is healthy.", labels=["executor"])
         learned = GaugeMetricFamily(
             "llmsched_profile_jobs", "Jobs the profile was learned from.", labels=["application"]
         )
@@ -141,10 +141,14 @@ class _Gauges(Collector):
         )
         if self.service is not None:
             view = self.service.scheduler.view
-            for application, count in self.service.active_by_application().items():
+            # Zeros are said: a series that vanishes when its last job ends would leave its last value on a graph.
+            idle = dict.fromkeys((a.name for a in self.service.applications), 0)
+            for application, count in (idle | self.service.active_by_application()).items():
                 active.add_metric([application], count)
-            for pool, stages in view.ready.items():
-                ready.add_metric([pool], sum(len(s.ready) for s in stages.values()))
+            waiting = dict.fromkeys((e.pool for e in view.executors.values()), 0)
+            waiting |= {pool: sum(len(s.ready) for s in stages.values()) for pool, stages in view.ready.items()}
+            for pool, count in waiting.items():
+                ready.add_metric([pool], count)
             for executor in view.executors.values():
                 running.add_metric([executor.id], len(executor.running))
                 slots.add_metric([executor.id], executor.slots)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from llmsched.model.events import JobClass
+from llmsched.model.job import JobStatus
+from llmsched.model.kinds import StageKind
 
-_EXAMPLE_RECORDING: dict[str, JsonValue] = {
+EXAMPLE_RECORDING: dict[str, JsonValue] = {
     "app": "code_generation",
     "job_id": "example#1",
     "stages": [
@@ -30,20 +31,55 @@ _EXAMPLE_RECORDING: dict[str, JsonValue] = {
     ],
 }
 
+EXAMPLE_APPLICATION: dict[str, JsonValue] = {
+    "name": "summarize",
+    "stages": [
+        {"name": "draft", "kind": "llm", "prompt": "Summarise: {{ input.text }}", "max_tokens": 200},
+        {"name": "polish", "kind": "llm", "after": ["draft"], "prompt": "Make it shorter: {{ stages.draft }}"},
+    ],
+}
+
+_EXAMPLE_JOB: dict[str, JsonValue] = {
+    "id": "job_01m7y7nf5pk8qby37hnf",
+    "application": "code_generation",
+    "version": 1,
+    "status": "running",
+    "class": "interactive",
+    "submitted_at": 1795237264.56,
+    "started_at": 1795237264.57,
+    "finished_at": None,
+    "metadata": {"customer": "c-17"},
+    "recorded": True,
+    "off_profile": [],
+    "result": None,
+    "error": None,
+}
+_EXAMPLE_STAGE: dict[str, JsonValue] = {
+    "name": "test_gen",
+    "kind": "llm",
+    "state": "done",
+    "after": [],
+    "parent": None,
+    "pool": "llm",
+    "tasks": 1,
+    "running": 0,
+    "done": 1,
+    "started_at": 1795237264.57,
+    "finished_at": 1795237264.61,
+    "prompt_tokens": 250,
+    "output_tokens": 104,
+    "executors": ["engine-1"],
+}
+
+
+def _example(example: JsonValue) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
 
 class Form(BaseModel):
-    """A request body: unknown fields are refused, and what is accepted can be stored."""
+    """A request body: unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _storable(cls, body: Any) -> Any:
-        try:
-            orjson.dumps(body)
-        except (TypeError, orjson.JSONEncodeError) as error:
-            raise ValueError(f"the body cannot be stored: {error}") from None
-        return body
 
 
 class ClassName(StrEnum):
@@ -57,15 +93,9 @@ class ClassName(StrEnum):
 
 
 class JobForm(Form):
-    """A job to run: an `input` for a live application, or a `recording` to replay faithfully."""
+    """A job to run: either an `input` for a live application, or a `recording` to replay faithfully."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"application": "code_generation", "recording": _EXAMPLE_RECORDING, "class": "interactive"},
-            ]
-        }
-    )
+    model_config = _example({"application": "code_generation", "recording": EXAMPLE_RECORDING, "class": "interactive"})
 
     application: str = Field(min_length=1, max_length=64, description="name of a registered application")
     input: JsonValue = Field(default=None, description="what the application's templates call `input`")
@@ -76,37 +106,33 @@ class JobForm(Form):
         default=ClassName.STANDARD, alias="class", description="work of an earlier class always goes first"
     )
     metadata: dict[str, JsonValue] = Field(default_factory=dict, description="kept and returned, never read")
-    deadline_s: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="not supported by this version: leave it out"
-    )
+    deadline_s: float | None = Field(default=None, gt=0, description="not supported by this version: leave it out")
     callback_url: str | None = Field(default=None, description="not supported by this version: leave it out")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> JobForm:
-        given = self.model_fields_set
-        if "input" in given and self.recording is not None:
-            raise ValueError("a job has either an input or a recording, not both")
-        if "input" not in given and self.recording is None:
-            raise ValueError("a job needs an input or a recording")
-        if self.deadline_s is not None:
-            raise ValueError("deadline_s is not supported by this version; leave it out, or use class: interactive")
-        if self.callback_url is not None:
-            raise ValueError(
-                "callback_url is not supported by this version; leave it out and follow GET /v1/jobs/{id}/events"
-            )
-        return self
 
 
 class BatchForm(Form):
     """Several jobs; each is accepted or refused on its own."""
 
+    model_config = _example({"jobs": [{"application": "code_generation", "recording": EXAMPLE_RECORDING}]})
+
     jobs: list[JobForm] = Field(min_length=1, max_length=1000)
+
+
+class JobQuery(BaseModel):
+    """Which jobs to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: JobStatus | None = Field(default=None, description="only jobs in this state")
+    application: str | None = Field(default=None, description="only jobs of this application", examples=["web_search"])
+    cursor: str | None = Field(default=None, description="`next_cursor` of the page before", examples=["bjQy"])
+    limit: int = Field(default=50, ge=1, le=500)
 
 
 class EngineForm(Form):
     """An engine to add. slots: its maximum batch; left out, the engine is asked."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"url": "http://gpu-1:8000", "slots": 64}]})
+    model_config = _example({"url": "http://gpu-1:8000", "slots": 64})
 
     url: str = Field(pattern=r"^https?://[^\s/]+", max_length=2048)
     slots: int | None = Field(default=None, ge=1, le=100_000)
@@ -118,7 +144,7 @@ class EngineForm(Form):
 class PolicyForm(Form):
     """The policy that orders ready work from now on."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "sjf"}]})
+    model_config = _example({"name": "sjf"})
 
     name: str
 
@@ -126,9 +152,11 @@ class PolicyForm(Form):
 class StageView(BaseModel):
     """A stage: waiting, ready, running, done or skipped. tasks: null until it is revealed. Times are unix seconds."""
 
+    model_config = _example(_EXAMPLE_STAGE)
+
     name: str
-    kind: str
-    state: str
+    kind: StageKind
+    state: Literal["waiting", "ready", "running", "done", "skipped"]
     after: list[str] = []
     parent: str | None = None
     pool: str = ""
@@ -145,18 +173,22 @@ class StageView(BaseModel):
 class Eta(BaseModel):
     """Seconds from now until completion, as believed."""
 
+    model_config = _example({"p50": 3.2, "p90": 7.9})
+
     p50: float
     p90: float
 
 
 class JobSummary(BaseModel):
-    """A job without its stages. status: queued, running, completed, failed or cancelled. Times are unix seconds."""
+    """A job without its stages. Times are unix seconds."""
+
+    model_config = _example(_EXAMPLE_JOB)
 
     id: str
     application: str
     version: int
-    status: str
-    class_: str = Field(serialization_alias="class")
+    status: JobStatus
+    class_: ClassName = Field(serialization_alias="class")
     submitted_at: float
     started_at: float | None = None
     finished_at: float | None = None
@@ -170,6 +202,8 @@ class JobSummary(BaseModel):
 class JobView(JobSummary):
     """A job with its stages. eta: null while nothing is learned about the application."""
 
+    model_config = _example({**_EXAMPLE_JOB, "stages": [_EXAMPLE_STAGE], "eta": {"p50": 3.2, "p90": 7.9}})
+
     stages: list[StageView] = []
     eta: Eta | None = None
 
@@ -180,19 +214,36 @@ class JobPage(BaseModel):
 
 
 class BatchItem(BaseModel):
-    """What became of one job of a batch: its id, or the reason it was refused."""
+    """What became of one job of a batch: its id, or why it was refused, in the words the job alone would have got."""
+
+    model_config = _example({"status": 202, "id": "job_01m7y7nf5pk8qby37hnf", "detail": None, "field": None})
 
     status: int
     id: str | None = None
     detail: str | None = None
+    field: str | None = None
 
 
 class BatchView(BaseModel):
+    """In the order of the request."""
+
     items: list[BatchItem]
 
 
 class ApplicationView(BaseModel):
     """A registered application. stages: the padded DAG. executable: whether jobs can run on an input."""
+
+    model_config = _example(
+        {
+            "name": "summarize",
+            "version": 1,
+            "digest": "8c1f0a3b9d2e",
+            "description": "",
+            "executable": True,
+            "stages": [{"name": "draft", "kind": "llm", "after": [], "pool": "llm"}],
+            "definition": EXAMPLE_APPLICATION,
+        }
+    )
 
     name: str
     version: int
@@ -210,6 +261,21 @@ class ApplicationPage(BaseModel):
 
 class EngineView(BaseModel):
     """An engine as the scheduler sees it. running: its own in-flight count, not a scraped number."""
+
+    model_config = _example(
+        {
+            "id": "engine-1",
+            "url": "http://gpu-1:8000",
+            "model": "Qwen/Qwen3-8B",
+            "pool": "llm",
+            "slots": 64,
+            "running": 12,
+            "healthy": True,
+            "draining": False,
+            "max_model_len": 32768,
+            "last_error": None,
+        }
+    )
 
     id: str
     url: str
@@ -229,6 +295,10 @@ class EnginePage(BaseModel):
 
 
 class PolicyView(BaseModel):
+    """A policy, and whether it is the one at work."""
+
+    model_config = _example({"name": "fcfs", "line": "jobs in arrival order", "source": "Spark FIFO", "active": True})
+
     name: str
     line: str
     source: str
@@ -240,8 +310,57 @@ class PolicyPage(BaseModel):
     next_cursor: str | None = None
 
 
-class DecisionPage(BaseModel):
-    """Newest first: what was dispatched where, in order of preference, and how many stages still wait."""
+class DispatchView(BaseModel):
+    """A task that was sent to an executor."""
 
-    items: list[dict[str, Any]]
+    job: str
+    stage: str
+    task: int
+    executor: str
+
+
+class DecisionView(BaseModel):
+    """What was dispatched where, in order of preference, and how many stages still wait, by pool."""
+
+    model_config = _example(
+        {
+            "at": 1795237264.57,
+            "policy": "fcfs",
+            "events": 2,
+            "milliseconds": 0.21,
+            "dispatched": [{"job": "job_01m7y7nf5pk8qby37hnf", "stage": "test_gen", "task": 0, "executor": "engine-1"}],
+            "waiting": {"llm": 3},
+        }
+    )
+
+    at: float
+    policy: str
+    events: int
+    milliseconds: float
+    dispatched: list[DispatchView]
+    waiting: dict[str, int]
+
+
+class DecisionPage(BaseModel):
+    """Newest first."""
+
+    items: list[DecisionView]
     next_cursor: str | None = None
+
+
+class Status(BaseModel):
+    """Of the process (`ok`) or of the service (`ready`)."""
+
+    model_config = _example({"status": "ready"})
+
+    status: str
+
+
+class Version(BaseModel):
+    """What runs. started_at: unix seconds."""
+
+    model_config = _example({"version": "0.1.0", "policy": "fcfs", "started_at": 1795237260.0})
+
+    version: str
+    policy: str
+    started_at: float

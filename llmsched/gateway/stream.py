@@ -3,56 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-
-import orjson
+from collections.abc import AsyncIterator, Callable
 
 from llmsched.model.records import EventRecord
-from llmsched.runtime.hub import Hub
+from llmsched.runtime.hub import Hub, Subscription
+from llmsched.store.rows import to_json
 from llmsched.store.store import Store
 
 #: Seconds between comments that keep proxies from closing a quiet stream.
 KEEP_ALIVE = 15.0
+#: Stored events read at a time.
+PAGE = 500
 
 _TERMINAL = frozenset({"job.completed", "job.failed", "job.cancelled"})
 
 
 def frame(event: EventRecord, *, with_id: bool = True) -> bytes:
-    data = orjson.dumps({"job": event.job, "at": event.at, **event.data})
+    data = to_json({"job": event.job, "at": event.at, **event.data}).encode()
     head = b"id: %d\n" % event.seq if with_id else b""
     return b"%sevent: %s\ndata: %s\n\n" % (head, event.type.encode(), data)
 
 
-async def job_stream(store: Store, hub: Hub, job: str, after: int) -> AsyncIterator[bytes]:
-    """Events of one job with a number above `after`, past and to come; ends with the job."""
+async def job_stream(
+    store: Store, hub: Hub, job: str, after: int, is_open: Callable[[str], bool]
+) -> AsyncIterator[bytes]:
+    """Events of one job with a number above `after`, past and to come; ends with the job.
+
+    is_open: whether the last event of a job is still to be published. Then the store need not be asked, and a read
+    costs more than all else here.
+    """
     with hub.subscribe(job) as subscription:
         seen = after
         while True:
-            subscription.catch_up()
-            record = await store.job(job)
-            is_over = record is None or record.finished_at is not None
-            while page := await store.events(job, seen, 500):
-                for event in page:
-                    seen = event.seq
-                    yield frame(event)
-                    if event.type in _TERMINAL:
+            is_over = not is_open(job) and await _is_over(store, job)
+            is_full = True
+            while is_full:
+                page = await store.events(job, seen, PAGE)
+                is_full = len(page) == PAGE
+                if page:
+                    seen = page[-1].seq
+                    yield b"".join(map(frame, page))
+                    if page[-1].type in _TERMINAL:
                         return
             if is_over:
                 return
-            while not subscription.has_lagged:
+            while True:
                 try:
-                    events = await asyncio.wait_for(subscription.take(), KEEP_ALIVE)
+                    events = await _next(subscription)
                 except TimeoutError:
                     yield b": keep-alive\n\n"
                     continue
                 if events is None:
                     return
-                for event in events:
-                    if event.seq <= seen:
-                        continue
-                    seen = event.seq
-                    yield frame(event)
-                    if event.type in _TERMINAL:
+                if subscription.catch_up():  # what came has a gap before it; the store has none
+                    break
+                if events := [event for event in events if event.seq > seen]:
+                    seen = events[-1].seq
+                    yield b"".join(map(frame, events))
+                    if events[-1].type in _TERMINAL:
                         return
 
 
@@ -62,7 +70,7 @@ async def all_stream(hub: Hub, tenant: str) -> AsyncIterator[bytes]:
         yield b": connected\n\n"
         while True:
             try:
-                events = await asyncio.wait_for(subscription.take(), KEEP_ALIVE)
+                events = await _next(subscription)
             except TimeoutError:
                 yield b": keep-alive\n\n"
                 continue
@@ -71,3 +79,14 @@ async def all_stream(hub: Hub, tenant: str) -> AsyncIterator[bytes]:
             if subscription.catch_up():
                 yield b"event: stream.lagged\ndata: {}\n\n"
             yield b"".join(frame(event, with_id=False) for event in events)
+
+
+async def _is_over(store: Store, job: str) -> bool:
+    record = await store.job(job)
+    return record is None or record.finished_at is not None
+
+
+async def _next(subscription: Subscription) -> list[EventRecord] | None:
+    """Raises TimeoutError after a while of silence."""
+    async with asyncio.timeout(KEEP_ALIVE):
+        return await subscription.take()

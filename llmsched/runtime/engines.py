@@ -93,7 +93,7 @@ class Engine:
     async def probe(self, clock: Clock) -> None:
         """Asks for its health, and for its model and limits where they are not known yet."""
         well = await self.client.alive()
-        if well and not self._offered:
+        if well and self._offered is None:
             well = await self._discover()
         elif not well:
             self.last_error = "does not answer its health check"
@@ -206,9 +206,11 @@ class Engines:
     async def remove(self, id: str) -> None:
         """Forgets an engine; what runs there is repeated elsewhere."""
         engine = self[id]
+        probe = self._probes.pop(id)
+        probe.cancel()
+        engine.lose("removed")  # before anybody else may act: nothing is to be sent to an engine that is not here
         del self._engines[id]
-        await _ended(self._probes.pop(id))
-        engine.lose("removed")
+        await asyncio.wait((probe,))
         await engine.client.aclose()
 
     def longest_context(self, pool: str) -> int | None:
@@ -219,17 +221,16 @@ class Engines:
     async def close(self) -> None:
         for id in list(self._engines):
             engine = self._engines.pop(id)
-            await _ended(self._probes.pop(id))
+            probe = self._probes.pop(id)
+            probe.cancel()
+            await asyncio.wait((probe,))
             await engine.client.aclose()
 
     async def _watch(self, engine: Engine) -> None:
         while True:
             await engine.probe(self._clock)
             engine.due.clear()
+            # Not wait_for: that of Python 3.11 forgets to be cancelled when the event comes at the same moment.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(engine.due.wait(), engine.next_probe(self._clock))
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))
+                async with asyncio.timeout(engine.next_probe(self._clock)):
+                    await engine.due.wait()

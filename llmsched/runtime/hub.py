@@ -31,13 +31,11 @@ class Subscription:
         self._queue.append(event)
         self._awake.set()
 
-    @property
-    def has_lagged(self) -> bool:
-        """Events were dropped because nobody took them: read the store from the last one seen."""
-        return self._lagged
-
     def catch_up(self) -> bool:
-        """Whether it had lagged; from here on events are kept again."""
+        """Whether events were dropped since the last call because nobody took them: the store has them.
+
+        Asked after `take`: if true, what it gave has a gap before it.
+        """
         lagged, self._lagged = self._lagged, False
         return lagged
 

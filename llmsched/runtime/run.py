@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from llmsched.errors import InvalidInput
 from llmsched.model.application import Application, StageSpec
 from llmsched.model.events import JobSubmitted, StageExpanded, TaskRef, TaskResult
 from llmsched.model.kinds import StageKind
@@ -25,6 +26,21 @@ class StageRun:
         self.outputs: list[Any] = [None] * tasks
         self.executors: list[str] = [""] * tasks
         self.started_at: float | None = None
+
+    def view(self) -> dict[str, Any]:
+        """The stage as clients may see it until its end is committed."""
+        return {
+            "name": self.spec.name,
+            "kind": self.spec.kind.value,
+            "state": "waiting" if self.started_at is None and self.left else "running",
+            "after": list(self.spec.after),
+            "parent": self.spec.parent,
+            "pool": self.spec.pool,
+            "tasks": len(self.results),
+            "running": 0,
+            "done": len(self.results) - self.left,
+            "started_at": self.started_at,
+        }
 
 
 class JobRun:
@@ -153,8 +169,11 @@ class JobRun:
             self.position = row.position
             if row.state != "done" or row.kind is StageKind.DYNAMIC:
                 continue
-            stage = self.stages[row.name]
+            stage = self.stages.get(row.name)
+            if stage is None or len(stage.results) != len(row.results):
+                raise InvalidInput(f"its stored stage {row.name!r} does not follow from the stages before it")
             stage.left, stage.results, stage.started_at = 0, list(row.results), row.started_at
+            stage.executors = list(row.executors)
             stage.outputs = list(row.outputs or stage.outputs)
             unfolded = self.script.complete(row.name, stage.outputs)
             for spec, prompt_tokens in unfolded.reveals:

@@ -16,8 +16,8 @@ longer.
 News and accounts agree with the scheduler because an attempt reports at most once, and an attempt that the scheduler is
 about to give up (executor lost, job cancelled) is silenced in the moment the event is queued.
 
-What is in memory can be made again from what is stored, so a bug of ours (the scheduler was told an impossible story) or
-a store that takes no more writes ends the service: it drops everything that is not durable, `failed` is set, and
+What is in memory can be made again from what is stored. So a bug of ours (the scheduler was told an impossible story)
+or a store that takes no more writes ends the service: it drops everything that is not durable, `failed` is set, and
 whoever runs it exits and is started again. What one job produced and no database can represent fails that job alone.
 """
 
@@ -181,7 +181,7 @@ class Service:
         self.is_stopping = False
         #: Set when the service cannot go on and its process has to end; `failure` is the reason.
         self.failed = asyncio.Event()
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         #: The last decisions, oldest first.
         self.decisions: deque[dict[str, Any]] = deque(maxlen=self.limits.decisions)
         self._store = store
@@ -204,6 +204,8 @@ class Service:
         #: What the next commit takes, by job.
         self._writes: dict[str, Writes] = {}
         self._chores: list[asyncio.Task[None]] = []
+        #: Nobody minds any more what becomes of the last writes: the next process finds out.
+        self._closed = False
         self._idle = asyncio.Event()
         #: Part of every request id, so that an engine never sees one again after a restart.
         self._boot = os.urandom(3).hex()
@@ -233,12 +235,14 @@ class Service:
         self._silence_where(lambda ref, attempt: True)
         for chore in self._chores:
             chore.cancel()
+        self._disarm()
         self._tick()
         self._disarm()
         if ending:
             await asyncio.wait(ending, timeout=5.0)
         await self.engines.close()
         await self.workers.close()
+        self._closed = True
 
     async def _drain(self, grace: float) -> None:
         for executor in list(self.scheduler.view.executors.values()):
@@ -253,7 +257,7 @@ class Service:
         except TimeoutError:
             log.info("stopping with attempts in flight", extra={"attempts": len(self._attempts)})
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """The end: memory and store no longer agree, and the store is right. Nothing more is run, written or told."""
         if self.failure is not None:
             return
@@ -291,9 +295,9 @@ class Service:
             self._tenants[run.record.id] = run.record.tenant
             for event in events:
                 self.post(event)
-        for record, error in hopeless:
+        for record, reason in hopeless:
             self._tenants[record.id] = record.tenant
-            self._abandon(record, seqs.get(record.id, 0) + 1, f"cannot be restored: {error}")
+            self._abandon(record, seqs.get(record.id, 0) + 1, f"cannot be restored: {reason}")
         if restored or hopeless:
             seconds = round(time.perf_counter() - began, 3)
             log.info("jobs restored", extra={"jobs": len(restored), "failed": len(hopeless), "seconds": seconds})
@@ -422,8 +426,10 @@ class Service:
         self._tenants[id] = new.tenant
         try:
             await self._journal.append(writes)
-        except BaseException:
+        except BaseException as error:
             del self._tenants[id]
+            if isinstance(error, BackendError):
+                self._fail(error)
             raise
         finally:
             self._submitting -= 1
@@ -478,6 +484,10 @@ class Service:
                 self._tenants.pop(update.id, None)
                 self._leaving.pop(update.id, None)
 
+    def open_tenant(self, id: str) -> str | None:
+        """The tenant of a job whose last event is still to be published; None of every other."""
+        return self._tenants.get(id)
+
     def cancel(self, id: str) -> bool:
         """Whether the job was active and is now being cancelled."""
         if id not in self._runs:
@@ -493,7 +503,8 @@ class Service:
         """
         job = self.scheduler.view.jobs.get(id)
         if job is None:
-            return {name: stage.view() for name, stage in self._leaving[id].stages.items()} if id in self._leaving else {}
+            left = self._leaving.get(id)
+            return {} if left is None else {name: stage.view() for name, stage in left.stages.items()}
         live = {}
         for stage in job.stages.values():
             running = sum(1 for ref in job.running if ref.stage == stage.name)
@@ -616,14 +627,17 @@ class Service:
 
     def _written(self, job: str, writes: Writes, done: asyncio.Future[None]) -> None:
         error = done.exception()
-        if error is None:
+        if error is None or self._closed:
             return
-        if isinstance(error, InvalidInput | RecursionError) and not writes.updates:
+        is_final = any(update.finished_at is not None for update in writes.updates)
+        if isinstance(error, Conflict) or not isinstance(error, InvalidInput | RecursionError):
+            self._fail(error)
+        elif job in self._runs:
             self.post(StageFailed(job, writes.stages[-1].name if writes.stages else "", f"cannot be stored: {error}"))
-        elif isinstance(error, InvalidInput | RecursionError) and job in self._leaving:
+        elif job in self._leaving and is_final:
             run = self._leaving.pop(job)
             self._abandon(run.record, run.seq + 1, f"the result cannot be stored: {error}")
-        elif isinstance(error, Exception) and not self._closed:
+        elif is_final:
             self._fail(error)
 
     def _explain(self, now: float, seconds: float, events: int, dispatched: list[Dispatch]) -> None:
@@ -634,7 +648,13 @@ class Service:
                 "events": events,
                 "milliseconds": round(seconds * 1000, 4),
                 "dispatched": [
-                    {"job": d.task.job, "stage": d.task.stage, "task": d.task.index, "executor": d.executor}
+                    {
+                        "job": d.task.job,
+                        "tenant": self._tenants.get(d.task.job, ""),
+                        "stage": d.task.stage,
+                        "task": d.task.index,
+                        "executor": d.executor,
+                    }
                     for d in dispatched
                 ],
                 "waiting": {pool: len(stages) for pool, stages in self.scheduler.view.ready.items() if stages},
@@ -655,8 +675,9 @@ class Service:
         if (parent := run.stages[name].spec.parent) is not None:
             rows += run.close_dynamic(parent, now)
         more_rows, more_notes = run.unfold(unfolded, now)
-        self._writes.stages.extend(rows + more_rows)
-        self._writes.events.extend(notes + more_notes)
+        writes = self._of(run.record.id)
+        writes.stages.extend(rows + more_rows)
+        writes.events.extend(notes + more_notes)
         return [StageExpanded(run.record.id, name, unfolded.reveals, unfolded.skipped)]
 
     def _finish(self, command: FinishJob, now: float) -> None:
@@ -669,8 +690,10 @@ class Service:
             except InvalidInput as failure:
                 outcome, error = Outcome.FAILED, str(failure)
         data = {"seconds": round(now - record.submitted_at, 6)} | ({"error": error} if error else {})
-        self._writes.updates.append(JobUpdate(record.id, JobStatus(outcome.value), run.started_at, now, result, error))
-        self._writes.events.append(run.event(f"job.{outcome.value}", now, data))
+        writes = self._of(record.id)
+        writes.updates.append(JobUpdate(record.id, JobStatus(outcome.value), run.started_at, now, result, error))
+        writes.events.append(run.event(f"job.{outcome.value}", now, data))
+        self._leaving[record.id] = run
         self._observer.job_finished(record.application, outcome.value, now - record.submitted_at)
 
     # -------------------------------------------------------------------------------------------------- attempts
@@ -680,9 +703,9 @@ class Service:
         run = self._runs[ref.job]
         task = self.scheduler.view.jobs[ref.job].running[ref]
         first = run.started_at is None
-        self._writes.events.extend(run.start(ref, command.executor, now))
+        self._of(ref.job).events.extend(run.start(ref, command.executor, now))
         if first:
-            self._writes.updates.append(JobUpdate(ref.job, JobStatus.RUNNING, now, None, None, None))
+            self._of(ref.job).updates.append(JobUpdate(ref.job, JobStatus.RUNNING, now, None, None, None))
         pool = task.pool
         self._observer.task_started(pool, run.record.application, now - task.ready_at)
         work = self._call_engine if task.stage.kind is StageKind.LLM else self._call_worker
@@ -720,7 +743,7 @@ class Service:
             run.stages[ref.stage].outputs[ref.index] = output
         else:
             note = {"stage": ref.stage, "task": ref.index, "attempt": number, "reason": event.reason}
-            self._writes.events.append(run.event("task.failed", self.clock.now(), note))
+            self._of(ref.job).events.append(run.event("task.failed", self.clock.now(), note))
         self.post(event)
 
     async def _call_engine(self, run: JobRun, command: Dispatch) -> tuple[TaskResult, Any]:
@@ -737,7 +760,7 @@ class Service:
         request = replace(
             request,
             priority=command.priority or 0,
-            request_id=f"{ref.job}-{ref.stage}-{ref.index}-{command.attempt}",
+            request_id=f"{ref.job}-{ascii(ref.stage)[1:-1]}-{ref.index}-{command.attempt}-{self._boot}",
             timeouts=timeouts,
         )
         completion = await engine.complete(request, self.clock)

@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import (
@@ -25,7 +24,6 @@ from sqlalchemy import (
     Update,
     bindparam,
     delete,
-    event,
     func,
     insert,
     null,
@@ -36,7 +34,6 @@ from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from llmsched.errors import BackendError, InvalidSetting
 from llmsched.model.job import JobStatus
@@ -53,6 +50,7 @@ from llmsched.model.records import (
 from llmsched.store import rows
 from llmsched.store.location import Location
 from llmsched.store.migrate import upgrade
+from llmsched.store.reader import PostgresReader, Reader, SqliteReader
 from llmsched.store.schema import applications, events, jobs, recordings, stages
 from llmsched.store.writer import (
     POSTGRES_FAILURES,
@@ -60,8 +58,6 @@ from llmsched.store.writer import (
     SqliteWriter,
     Statement,
     Writer,
-    connect_postgres,
-    prepare_sqlite,
 )
 
 #: Jobs that a stream holds in memory at a time.
@@ -98,9 +94,9 @@ _BRIEF = [c for c in jobs.c if c.name != "input"]
 class Store:
     """An opened database; `async with await Store.open(url) as store`."""
 
-    def __init__(self, location: Location, engine: AsyncEngine, writer: Writer, dialect: Dialect) -> None:
+    def __init__(self, location: Location, reader: Reader, writer: Writer, dialect: Dialect) -> None:
         self._location = location
-        self._engine = engine
+        self._reader = reader
         self._writer = writer
         self._sql = _Sql(dialect)
         self._reads: set[asyncio.Task[Sequence[SqlRow[Any]]]] = set()
@@ -114,16 +110,14 @@ class Store:
         """
         location = Location.parse(url)
         if location.path is None:
-            engine = _postgres_engine(location)
-            store = cls(location, engine, PostgresWriter(location), _asyncpg_dialect())
+            store = cls(location, PostgresReader(location), PostgresWriter(location), _asyncpg_dialect())
         else:
             if not create and not location.path.exists():
                 raise InvalidSetting(f"there is no store at {location.shown}", field="store")
-            engine = _sqlite_engine(location.path)
-            store = cls(location, engine, SqliteWriter(location, location.path), sqlite.dialect(paramstyle="qmark"))
+            writer = SqliteWriter(location, location.path)
+            store = cls(location, SqliteReader(location.path), writer, sqlite.dialect(paramstyle="qmark"))
         try:
-            async with engine.connect() as connection:
-                await connection.run_sync(upgrade, location.shown)
+            await store._reader.call(lambda connection: upgrade(connection, location.shown))
         except BaseException as error:
             await store.close()
             if isinstance(error, _READ_FAILURES):
@@ -145,7 +139,7 @@ class Store:
         if self._reads:
             await asyncio.wait(self._reads)
         await self._writer.close()
-        await self._engine.dispose()
+        await self._reader.close()
 
     async def ping(self) -> None:
         """Raises BackendError if the database does not answer."""
@@ -351,9 +345,7 @@ class Store:
         """
         for attempt in (1, 2):
             try:
-                async with self._engine.connect() as connection:
-                    found: Sequence[SqlRow[Any]] = (await connection.execute(query)).all()
-                    return found
+                return await self._reader.call(lambda connection: connection.execute(query).all())
             except (UnicodeEncodeError, OverflowError):
                 return []
             except _READ_FAILURES as error:
@@ -390,24 +382,6 @@ class _Sql:
 
     def _compiled(self, statement: Insert | Update | Delete) -> str:
         return str(statement.compile(dialect=self._dialect))
-
-
-def _sqlite_engine(path: Path) -> AsyncEngine:
-    engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}", isolation_level="AUTOCOMMIT", pool_size=3, pool_reset_on_return=None
-    )
-    event.listen(engine.sync_engine, "connect", lambda connection, _: prepare_sqlite(connection))
-    return engine
-
-
-def _postgres_engine(location: Location) -> AsyncEngine:
-    return create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=lambda: connect_postgres(location),
-        isolation_level="AUTOCOMMIT",
-        pool_size=5,
-        pool_reset_on_return=None,
-    )
 
 
 def _asyncpg_dialect() -> Dialect:

@@ -549,8 +549,7 @@ async def test_the_migrations_make_exactly_the_schema(store: Store) -> None:
     def differences(connection: Any) -> Any:
         return compare_metadata(MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}), metadata)
 
-    async with store._engine.connect() as connection:
-        assert await connection.run_sync(differences) == []
+    assert await store._reader.call(differences) == []
 
 
 async def test_opening_again_changes_nothing(store_url: str) -> None:  # noqa: F811
@@ -563,8 +562,8 @@ async def test_opening_again_changes_nothing(store_url: str) -> None:  # noqa: F
 async def test_a_database_of_a_newer_llmsched_is_refused(store_url: str) -> None:  # noqa: F811
     async with await Store.open(store_url) as store:
         await fill(store, [job(1)])
-        async with store._engine.connect() as connection:
-            await connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+        newer = text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+        await store._reader.call(lambda connection: connection.execute(newer))
     with pytest.raises(InvalidSetting, match=r"has schema 9999, made by a newer llmsched; this one knows \d+: upgrade"):
         await Store.open(store_url)
 

@@ -77,7 +77,7 @@ def test_a_bad_job_is_named_by_file_line_and_field(tmp_path: Path) -> None:
     assert caught.value.field == "stages[0].tasks[0].output_tokens"
 
 
-WHOLE = gzip.compress(b"\n".join(orjson.dumps(j.to_json()) for j in JOBS))
+WHOLE = gzip.compress(b"\n".join(orjson.dumps(j.to_json()) for j in JOBS), mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ WHOLE = gzip.compress(b"\n".join(orjson.dumps(j.to_json()) for j in JOBS))
     [
         ("t.jsonl", b"", "t.jsonl is empty; it must have at least one line"),
         ("t.jsonl", b"\n \n", "t.jsonl is empty; it must have at least one line"),
-        ("t.jsonl.gz", gzip.compress(b""), "t.jsonl.gz is empty; it must have at least one line"),
+        ("t.jsonl.gz", gzip.compress(b"", mtime=0), "t.jsonl.gz is empty; it must have at least one line"),
         ("t.jsonl.gz", b"{}\n", "t.jsonl.gz:1: the gzip data is broken"),
         ("t.jsonl.gz", WHOLE[:-20], "the gzip data is broken"),
         ("t.jsonl.gz", WHOLE[:40] + b"\xff\xff\xff" + WHOLE[43:], "the gzip data is broken"),

@@ -42,7 +42,7 @@ from llmsched.model.job import StageState, TaskState
 from llmsched.model.kinds import StageKind
 from llmsched.model.recording import Recording
 from llmsched.model.unfolding import RecordedUnfolding, Unfolded
-from llmsched.policies import make_policy
+from llmsched.policies import POLICIES, make_policy
 from llmsched.scheduler import Backoff, Scheduler
 
 #: Jitter, growth and the number of losses a task survives are the scheduler's; the times are short.
@@ -211,14 +211,21 @@ class World:
 
     def run(self) -> None:
         """Until every job has ended and nothing is left to happen."""
-        while (at := self._next()) is not None:
-            assert at >= self.now, "time went back"
-            self.now = at + (self.rng.random() * self.luck.tick if self.luck.tick else 0.0)
-            if self.rng.random() < self.luck.swapping:
-                self._swap_policy()
-            crashes = self.now < HORIZON and self.rng.random() < self.luck.crashing
-            self._step(self._crash() if crashes else [])
+        while self.advance():
+            pass
         self._check_end()
+
+    def advance(self) -> bool:
+        """One batch; False if nothing is left to happen."""
+        at = self._next()
+        if at is None:
+            return False
+        self.now = at + (self.rng.random() * self.luck.tick if self.luck.tick else 0.0)
+        if self.rng.random() < self.luck.swapping:
+            self._swap_policy()
+        crashes = self.now < HORIZON and self.rng.random() < self.luck.crashing
+        self._step(self._crash() if crashes else [])
+        return True
 
     def _next(self) -> float | None:
         wakeup = self.scheduler.next_wakeup()
@@ -404,7 +411,7 @@ class World:
         self.scheduler = Scheduler(make_policy(policy), backoff=BACKOFF, seed=self._seed)
 
     def _swap_policy(self) -> None:
-        policy = self.rng.choice(("fcfs", "sjf"))
+        policy = self.rng.choice(sorted(POLICIES))
         self.scheduler.use_policy(make_policy(policy))
         self.journal.append((policy, []))
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .engine import RealEngine, running
+from tests.vllm.engine import RealEngine, running
+
+pytest.register_assert_rewrite("tests.integration.service", "tests.vllm.checks")
 
 HERE = Path(__file__).parent
 

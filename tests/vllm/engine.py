@@ -12,6 +12,7 @@ when a client closes its connection. `RealEngine.aborted()` reads the server's l
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -90,6 +91,11 @@ class Metrics:
             for sample in family.samples:
                 samples.setdefault(sample.name, []).append((dict(sample.labels), sample.value))
         return cls(samples)
+
+    @classmethod
+    def of(cls, url: str) -> Metrics:
+        """Scrape the server at `url`."""
+        return cls.parse(httpx.get(f"{url}/metrics", timeout=10).raise_for_status().text)
 
     def value(self, name: str, **labels: str) -> float:
         """Sum of the samples of `name` whose labels include `labels`; KeyError if there is none."""
@@ -243,7 +249,7 @@ class RealEngine:
 
     def metrics(self) -> Metrics:
         """Scrape /metrics."""
-        return Metrics.parse(httpx.get(f"{self.url}/metrics", timeout=10).raise_for_status().text)
+        return Metrics.of(self.url)
 
     def counter(self, name: str, **labels: str) -> float:
         """Sum of the samples of `name` that carry `labels`, of a fresh scrape."""
@@ -302,6 +308,14 @@ def running(engine: RealEngine) -> Iterator[RealEngine]:
         yield engine
     finally:
         engine.stop()
+
+
+async def eventually(condition: Callable[[], bool], deadline: float = 30.0) -> None:
+    """Wait for what another process will make true, letting the event loop run."""
+    until = time.monotonic() + deadline
+    while not await asyncio.to_thread(condition):
+        assert time.monotonic() < until, "did not happen in time"
+        await asyncio.sleep(0.02)
 
 
 def make_model(python: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .engine import Counters
+from tests.vllm.engine import Counters
 
 #: A recording as `POST /v1/jobs` takes it: one job of the trace format.
 Job = dict[str, Any]

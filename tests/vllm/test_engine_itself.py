@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,7 @@ import httpx
 import jsonschema
 import pytest
 
-from .engine import Counters, EngineFailed, RealEngine, processes
+from tests.vllm.engine import Counters, EngineFailed, RealEngine, eventually
 
 COMPLETIONS = "/v1/completions"
 
@@ -47,14 +42,6 @@ async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> list[str]:
     async with client.stream("POST", COMPLETIONS, json=body) as response:
         assert response.status_code == 200
         return [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
-
-
-async def eventually(condition: Callable[[], bool], deadline: float = 30.0) -> None:
-    """Wait for what an engine that works in the background will make true, letting the loop run."""
-    until = time.monotonic() + deadline
-    while not await asyncio.to_thread(condition):
-        assert time.monotonic() < until, "did not happen in time"
-        await asyncio.sleep(0.02)
 
 
 async def test_recorded_lengths_are_executed_and_counted_exactly(engine: RealEngine, client: httpx.AsyncClient) -> None:
@@ -252,27 +239,6 @@ async def test_models_tell_the_context_and_nothing_tells_the_slots(
     assert (await client.get("/server_info")).status_code == 404
 
 
-async def test_an_engine_that_dies_breaks_its_streams_and_comes_back_on_its_port(
-    engine: RealEngine, client: httpx.AsyncClient
-) -> None:
-    """The trap for clients: a stream that its engine's death cut short ends with [DONE] all the same."""
-    streamed = asyncio.create_task(stream(client, recorded(5, 5000)))
-    await eventually(lambda: engine.counter("vllm:num_requests_running") == 1)
-
-    os.kill(engine.worker(), signal.SIGKILL)
-
-    *_, last, done = await streamed
-    assert json.loads(last)["error"]["code"] == 500
-    assert done == "[DONE]"
-    await eventually(lambda: engine.exited and engine.pids() == [])
-
-    engine.restart()
-
-    assert engine.counters() == Counters()
-    assert (await client.post(COMPLETIONS, json=recorded(4, 3))).status_code == 200
-    assert engine.counters() == Counters(4, 3, {"length": 1})
-
-
 def test_an_engine_that_cannot_start_fails_with_its_log(tmp_path: Path) -> None:
     python = tmp_path / "python"  # makes the model, and knows no vLLM
     python.write_text('#!/bin/sh\ncase "$1" in *.py) echo /model;; *) echo "No module named $2"; exit 1;; esac\n')
@@ -283,36 +249,3 @@ def test_an_engine_that_cannot_start_fails_with_its_log(tmp_path: Path) -> None:
         engine.start()
 
     assert engine.pids() == []
-
-
-def test_what_is_on_a_leash_dies_with_its_killed_parent(tmp_path: Path) -> None:
-    """The leash alone, around a shell with a child: an engine would only take longer."""
-    leash = [sys.executable, str(Path(__file__).with_name("leash.py")), "sh", "-c", "sleep 600 & sleep 600"]
-    parent = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import subprocess, sys\n"
-            "p = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True)\n"
-            "print(p.pid, flush=True)\n"
-            "p.wait()",
-            *leash,
-        ],
-        stdout=subprocess.PIPE,
-    )
-    assert parent.stdout is not None
-    group = int(parent.stdout.readline())
-    wait_for(lambda: len(processes(group)) == 4)  # the leash, the shell, two sleeps
-
-    parent.kill()
-    parent.communicate()
-
-    wait_for(lambda: processes(group) == [])
-
-
-def wait_for(condition: Callable[[], bool], deadline: float = 10.0) -> None:
-    """Poll what other processes do."""
-    until = time.monotonic() + deadline
-    while not condition():
-        assert time.monotonic() < until, "did not happen in time"
-        time.sleep(0.02)

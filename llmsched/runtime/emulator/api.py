@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
@@ -39,11 +40,19 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Api:
     """Routes of one engine. `app` is an aiohttp application."""
 
-    def __init__(self, settings: EmulatorSettings, paced: PacedServer, metrics: EngineMetrics, faults: Faults) -> None:
+    def __init__(
+        self,
+        settings: EmulatorSettings,
+        paced: PacedServer,
+        metrics: EngineMetrics,
+        faults: Faults,
+        request_ids: deque[str],
+    ) -> None:
         self._settings = settings
         self._paced = paced
         self._metrics = metrics
         self._faults = faults
+        self._request_ids = request_ids
         self.app = web.Application(client_max_size=_BODY_LIMIT, middlewares=[self._guard])
         self.app.add_routes(
             [
@@ -144,6 +153,7 @@ class Api:
     async def _generate(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body = await request.read()
         id = request.headers.get("X-Request-Id")
+        self._request_ids.append(id or "")
         generation = parse_generation(body, self._settings, chat=chat, id=id)
         fault = self._faults.take(completion=True)
         if fault is not None and (answer := await _broken(fault, stream=generation.stream)) is not None:

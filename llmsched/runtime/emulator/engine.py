@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -41,12 +42,18 @@ class EmulatedEngine:
         self.faults = Faults()
         self._paced = PacedServer(settings.latency, settings.max_batch, settings.speed)
         self._metrics = EngineMetrics(settings, self._paced)
+        self._request_ids: deque[str] = deque(maxlen=10_000)
         self._runner: web.AppRunner | None = None
 
     @property
     def server(self) -> DecodingServer:
         """The model, to look at."""
         return self._paced.server
+
+    @property
+    def request_ids(self) -> list[str]:
+        """The `X-Request-Id` of the last generating requests that came, oldest first."""
+        return list(self._request_ids)
 
     @property
     def requests(self) -> dict[str, int]:
@@ -65,7 +72,7 @@ class EmulatedEngine:
         """Listen; `url` says where. Raises InvalidSetting if the port cannot be had. May follow `stop`."""
         assert self._runner is None, "the engine is running"
         listener = _listen(host, port)
-        api = Api(self.settings, self._paced, self._metrics, self.faults)
+        api = Api(self.settings, self._paced, self._metrics, self.faults, self._request_ids)
         self._runner = web.AppRunner(api.app, access_log=None, handler_cancellation=True, shutdown_timeout=_GRACE_S)
         await self._runner.setup()
         await web.SockSite(self._runner, listener, backlog=_BACKLOG).start()

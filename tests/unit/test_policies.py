@@ -1,0 +1,347 @@
+"""The order each policy gives, and what every row of `POLICIES` promises."""
+
+from __future__ import annotations
+
+import pickle
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsched.errors import UnknownName
+from llmsched.model.application import Application
+from llmsched.model.events import (
+    Batch,
+    Command,
+    Dispatch,
+    Event,
+    ExecutorJoined,
+    FinishJob,
+    JobCancelled,
+    JobClass,
+    JobSubmitted,
+    Reveal,
+    StageExpanded,
+    TaskFinished,
+    TaskRef,
+    TaskResult,
+)
+from llmsched.model.job import Stage, TaskState
+from llmsched.policies import POLICIES, make_policy
+from llmsched.policies.base import KeyPolicy, Policy, View
+from llmsched.policies.fcfs import Fcfs
+from llmsched.policies.sjf import Sjf
+from llmsched.scheduler import Scheduler
+from tests.unit.world import HORIZON, Luck, World, random_job
+
+
+def application(name: str, *stages: dict[str, Any]) -> Application:
+    return Application.parse({"name": name, "stages": list(stages)})
+
+
+def stage(name: str, *after: str, kind: str = "llm", **more: Any) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "after": list(after), "max_tasks": 9, **more}
+
+
+def means(seconds: float) -> dict[str, float]:
+    """Declares so many seconds of LLM work, at 10 ms per token."""
+    return {"output_tokens": seconds * 100}
+
+
+def submitted(number: int, template: Application, arrival: float = 0.0, **tasks: int) -> JobSubmitted:
+    """Job J<number> of a template, with these stages revealed."""
+    reveals = tuple(Reveal(template[name], (0,) * n) for name, n in tasks.items())
+    return JobSubmitted(f"J{number}", number, template, arrival, reveals)
+
+
+def decide(scheduler: Scheduler, pool: str) -> list[str]:
+    """What the policy would start in a pool if it had slots enough, as `b1` for task 1 of stage b."""
+    scheduler.policy.begin(scheduler.view)
+    return [f"{p.task.stage.name}{p.task.index}" for p in scheduler.policy.picks(pool, scheduler.view)]
+
+
+def watching(policy: Policy, *events: Event) -> Scheduler:
+    """A scheduler without executors, so that everything waits."""
+    scheduler = Scheduler(policy)
+    scheduler.handle(Batch(0.0, events))
+    return scheduler
+
+
+# ------------------------------------------------------------------------------------------------------ fcfs
+
+
+def test_fcfs_orders_by_the_arrival_of_the_job() -> None:
+    first = application("first", stage("a"))
+    second = application("second", stage("b"), stage("c", kind="regular"))
+
+    scheduler = watching(Fcfs(), submitted(2, second, 1.0, b=2, c=1), submitted(1, first, 0.0, a=1))
+
+    assert decide(scheduler, "llm") == ["a0", "b0", "b1"]
+    assert decide(scheduler, "cpu") == ["c0"]
+
+
+def test_fcfs_goes_by_the_job_and_not_by_the_moment_its_stage_became_ready() -> None:
+    two = application("two", stage("a"), stage("b", "a"))
+    one = application("one", stage("x"))
+    scheduler = watching(
+        Fcfs(), submitted(1, two, 0.0, a=1), ExecutorJoined("e", "llm", 1), submitted(2, one, 1.0, x=1)
+    )
+
+    b = Reveal(two["b"], (0,))
+    scheduler.handle(Batch(5.0, (ExecutorJoined("e", "llm", 0), finished("J1", "a"), StageExpanded("J1", "a", (b,)))))
+
+    assert decide(scheduler, "llm") == ["b0", "x0"]
+
+
+# ------------------------------------------------------------------------------------------------------- sjf
+
+# Figure 2 of the paper: both jobs arrive at 0. Job 1 (task automation, 15 s on average) really takes TA-1 2 s and a
+# tool 1 s; job 2 (code generation, 9 s on average) really takes CG-1 2 s and CG-2 3 s, and CG-3 is skipped.
+TA = application(
+    "TA",
+    stage("TA1", expected=means(4.5)),
+    stage("TA2", "TA1", kind="dynamic", planner="TA1", candidates=["tool"], expected={"duration": 10.5}),
+)
+CG = application(
+    "CG",
+    stage("CG1", expected=means(3)),
+    stage("CG2", "CG1", expected=means(4)),
+    stage("CG3", "CG2", expected=means(2)),
+)
+TOOL = Reveal(TA["TA2"]), Reveal(application("x", stage("tool", kind="regular"))["tool"], (0,))
+
+
+def finished(job: str, stage: str, seconds: float = 1.0, attempt: int = 1) -> TaskFinished:
+    return TaskFinished(TaskRef(job, stage, 0), attempt, TaskResult(seconds))
+
+
+def test_sjf_orders_by_the_mean_work_of_the_application() -> None:
+    scheduler = watching(Sjf(), submitted(1, TA, TA1=1), submitted(2, CG, CG1=1))
+
+    assert decide(scheduler, "llm") == ["CG10", "TA10"]
+
+
+def test_sjf_plays_figure_2_as_the_paper_says() -> None:
+    scheduler = Scheduler(Sjf())
+    ends: dict[str, float] = {}
+
+    def at(now: float, *events: Event) -> list[str]:
+        commands: list[Command] = scheduler.handle(Batch(now, events))
+        ends.update({c.job: now for c in commands if isinstance(c, FinishJob)})
+        return [c.task.stage for c in commands if isinstance(c, Dispatch)]
+
+    executors = (ExecutorJoined("e", "llm", 1), ExecutorJoined("w", "cpu", 1))
+    assert at(0, *executors, submitted(1, TA, TA1=1), submitted(2, CG, CG1=1)) == ["CG1"]
+    assert at(2, finished("J2", "CG1"), StageExpanded("J2", "CG1", (Reveal(CG["CG2"], (0,)),))) == ["CG2"]
+    assert at(5, finished("J2", "CG2"), StageExpanded("J2", "CG2", (), ("CG3",))) == ["TA1"]
+    assert at(7, finished("J1", "TA1"), StageExpanded("J1", "TA1", TOOL)) == ["tool"]
+    assert at(8, finished("J1", "tool"), StageExpanded("J1", "tool")) == []
+
+    assert ends == {"J2": 5, "J1": 8}  # on average 6.5 s
+
+
+def test_sjf_never_updates_its_estimate_while_a_job_runs() -> None:
+    scheduler = watching(Sjf(), ExecutorJoined("e", "llm", 1), submitted(2, CG, CG1=1))
+    long = application("long", stage("x", expected=means(8.5)))  # less than 9, more than what is left of CG
+
+    cg2 = StageExpanded("J2", "CG1", (Reveal(CG["CG2"], (0,)),))
+    drained = ExecutorJoined("e", "llm", 0)
+    scheduler.handle(Batch(3.0, (drained, submitted(3, long, 2.0, x=1), finished("J2", "CG1"), cg2)))
+
+    assert decide(scheduler, "llm") == ["x0", "CG20"]
+
+
+def test_sjf_prefers_a_fitted_mean_to_the_declared_one() -> None:
+    scheduler = watching(Sjf(means={"CG": 20.0}), submitted(1, TA, TA1=1), submitted(2, CG, CG1=1))
+
+    assert decide(scheduler, "llm") == ["TA10", "CG10"]
+
+
+def test_sjf_is_fcfs_within_an_application() -> None:
+    jobs = [submitted(n, CG, arrival, CG1=n) for n, arrival in ((1, 5.0), (2, 3.0))]
+
+    assert decide(watching(Sjf(), *jobs), "llm") == ["CG10", "CG11", "CG10"]
+
+
+def test_sjf_learns_the_mean_of_an_application_that_declares_nothing() -> None:
+    slow = application("slow", stage("s", kind="regular", pool="llm"), stage("t", kind="regular", pool="llm"))
+    known = application("known", stage("k", expected=means(5)))
+    policy = Sjf()
+    scheduler = watching(policy, ExecutorJoined("e", "llm", 9), *(submitted(n, slow, s=1, t=1) for n in (1, 2, 3)))
+    assert policy.mean_work(slow) == 0
+
+    # J1 took 4 + 4 s, J2 was cancelled after 100 s of work, which says nothing; J3 took 2 + 2 s
+    tasks = [("J1", "s", 4.0), ("J1", "t", 4.0), ("J2", "s", 100.0), ("J3", "s", 2.0), ("J3", "t", 2.0)]
+    for job, name, seconds in tasks:
+        scheduler.handle(Batch(1.0, (finished(job, name, seconds), StageExpanded(job, name))))
+    scheduler.handle(Batch(2.0, (JobCancelled("J2"), ExecutorJoined("e", "llm", 0))))
+
+    assert policy.mean_work(slow) == 6.0
+    scheduler.handle(Batch(3.0, (submitted(4, slow, s=1), submitted(5, known, k=1))))
+    assert decide(scheduler, "llm") == ["k0", "s0"]
+
+
+def test_sjf_turns_tokens_into_reference_work_and_not_into_the_time_they_took() -> None:
+    bare = application("bare", stage("a"))
+    policy = Sjf()
+    scheduler = watching(policy, ExecutorJoined("e", "llm", 1), submitted(1, bare, a=1))
+
+    result = TaskResult(duration=60.0, prompt_tokens=800, output_tokens=50)
+    scheduler.handle(Batch(60.0, (TaskFinished(TaskRef("J1", "a", 0), 1, result), StageExpanded("J1", "a"))))
+
+    assert policy.mean_work(bare) == pytest.approx(0.6)  # 800 / 8,000 + 50 x 0.01
+
+
+# ----------------------------------------------------------------------------------------------- key policies
+
+
+class FewestDone(KeyPolicy):
+    """Jobs with the fewest stages over first: a key that changes when the job does."""
+
+    def key(self, stage: Stage, view: View) -> int:
+        return sum(s.is_over for s in stage.job.stages.values())
+
+
+def test_a_key_is_asked_again_when_its_job_changed() -> None:
+    free = application("free", stage("a"), stage("b"), stage("c", kind="regular"))
+    jobs = [submitted(n, free, a=n, b=n, c=n) for n in (1, 2)]
+    scheduler = watching(FewestDone(), *jobs, ExecutorJoined("w", "cpu", 1))
+    assert decide(scheduler, "llm") == ["a0", "b0", "a0", "a1", "b0", "b1"]
+
+    scheduler.handle(Batch(1.0, (finished("J1", "c"), StageExpanded("J1", "c"))))
+
+    assert decide(scheduler, "llm") == ["a0", "a1", "b0", "b1", "a0", "b0"]
+
+
+# ------------------------------------------------------------------------------------------------ the registry
+
+
+def test_unknown_names_and_options_name_the_nearest() -> None:
+    with pytest.raises(UnknownName) as caught:
+        make_policy("fcsf")
+    known = ", ".join(POLICIES)
+    assert str(caught.value) == f"unknown policy 'fcsf'; did you mean 'fcfs'? known: {known}"
+
+    with pytest.raises(UnknownName) as caught:
+        make_policy("sjf", mean={})
+    assert str(caught.value) == "unknown option of policy 'sjf' 'mean'; did you mean 'means'? known: means, curve"
+
+
+def test_options_reach_the_policy() -> None:
+    policy = make_policy("sjf", means={"CG": 3.0})
+
+    assert isinstance(policy, Sjf)
+    assert policy.mean_work(CG) == 3.0
+
+
+# ------------------------------------------------------------------------------- what every policy promises
+
+
+def busy(name: str, seed: int) -> World:
+    """A world in the middle of its story, with more work than slots."""
+    rng = Random(seed)
+    jobs = [(*random_job(rng), rng.choice((0.0, 0.0, 1.0, 5.0))) for _ in range(rng.randint(0, 12))]
+    luck = Luck(failing=0.1, losing=0.1, resizing=0.1, cancelling=0.1, tick=rng.choice((0.0, 0.5)))
+    world = World(jobs, policy=name, luck=luck, seed=seed)
+    for _ in range(rng.randint(0, 25)):
+        world.advance()
+    return world
+
+
+def order(policy: Policy, view: View) -> dict[str, list[TaskRef]]:
+    """Everything the policy would start, by pool."""
+    policy.begin(view)
+    return {pool: [pick.task.ref for pick in policy.picks(pool, view)] for pool in view.ready}
+
+
+def snapshot(view: View) -> object:
+    """All that a policy could have changed."""
+    stages = [s for job in view.jobs.values() for s in job.stages.values()]
+    return (
+        view.now,
+        [(job.id, job.status, job.open_stages, list(job.running)) for job in view.jobs.values()],
+        [(s.job.id, s.name, s.state, s.ready[:], s.done_tasks, repr(s.tasks)) for s in stages],
+        {pool: list(ready) for pool, ready in view.ready.items()},
+        [(e.id, e.slots, list(e.running)) for e in view.executors.values()],
+    )
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_every_policy_keeps_its_promises(name: str, seed: int) -> None:
+    world = busy(name, seed)
+    policy, view = world.scheduler.policy, world.scheduler.view
+    twin = pickle.loads(pickle.dumps((policy, view)))
+    before = snapshot(view)
+
+    picked = order(policy, view)
+
+    assert snapshot(view) == before, "a policy only looks"
+    for pool, stages in view.ready.items():
+        ready = [s.tasks[i].ref for s in stages.values() if s.tasks for i in s.ready]
+        assert sorted(picked[pool]) == sorted(ready), "every ready task once, and nothing else"
+        tasks = [pick.task for pick in policy.picks(pool, view)]
+        assert all(t.state is TaskState.READY and t.pool == pool for t in tasks)
+        if policy.keeps_classes:
+            classes = [t.job.job_class for t in tasks]
+            assert classes == sorted(classes)
+    assert order(*twin) == picked, "a pickled policy goes on as the original"
+    again = busy(name, seed).scheduler
+    assert order(again.policy, again.view) == picked, "the same story gives the same order"
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_every_policy_can_take_over_in_the_middle(name: str, seed: int) -> None:
+    world = busy("fcfs", seed)
+    ready = {p: sorted(refs) for p, refs in order(world.scheduler.policy, world.scheduler.view).items()}
+
+    world.scheduler.use_policy(make_policy(name))
+
+    taken = order(world.scheduler.policy, world.scheduler.view)
+    assert {p: sorted(refs) for p, refs in taken.items()} == ready
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_has_nothing_to_say_about_an_empty_view(name: str) -> None:
+    policy = make_policy(name)
+    policy.begin(View())
+
+    assert list(policy.picks("llm", View())) == []
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_forgets_jobs_that_left(name: str) -> None:
+    world = busy(name, 7)
+    while world.advance():
+        pass
+
+    policy = world.scheduler.policy
+    assert world.now > HORIZON / 2
+    assert all(job.outcome for job in world.jobs.values())
+    assert len(pickle.dumps(policy)) < 2_000
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_says_what_it_is(name: str) -> None:
+    info = POLICIES[name]
+
+    assert info.line
+    assert info.source
+    assert info.make.__doc__
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_prefers_earlier_classes(name: str) -> None:
+    template = application("app", stage("a"))
+    scheduler = Scheduler(make_policy(name))
+    reveals = (Reveal(template["a"], (0,)),)
+    jobs = [JobSubmitted(c.label, n, template, 0.0, reveals, job_class=c) for n, c in enumerate(reversed(JobClass))]
+
+    commands = scheduler.handle(Batch(0.0, (*jobs, ExecutorJoined("e", "llm", 9))))
+
+    assert [c.task.job for c in commands if isinstance(c, Dispatch)] == ["interactive", "standard", "batch"]
