@@ -11,7 +11,6 @@ shapes alternate; printed are medians over the rounds.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import time
 from statistics import median
 

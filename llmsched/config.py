@@ -1,25 +1,82 @@
-"""Settings of the service: flags = TOML keys = environment variables `LLMSCHED_…`; flags win, then environment, then file.
+"""Settings of the service: flags = TOML keys = environment `LLMSCHED_…`; flags win, then environment, then file.
 
-Secrets (API keys of tenants, keys of engines, a password inside the store's URL) come from the environment or from files named there.
+Secrets (API keys of tenants, keys of engines, a password inside the store's URL) come from the environment or from
+files of their own, never from the TOML file.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from llmsched.errors import InvalidSetting, UnknownName
+from llmsched.errors import InvalidSetting
 
 PREFIX = "LLMSCHED_"
 
 #: Variables of the same prefix that are not settings of the service.
-_OTHERS = frozenset({"LLMSCHED_TRACES", "LLMSCHED_CONFIG", "LLMSCHED_URL", "LLMSCHED_API_KEY"})
+_OTHERS = ("LLMSCHED_TRACES", "LLMSCHED_CONFIG", "LLMSCHED_URL", "LLMSCHED_API_KEY")
+_OTHER_PREFIXES = ("LLMSCHED_TEST_", "LLMSCHED_VLLM_")
+
+_SECRETS = ("api_keys", "engine_api_key")
+
+
+def _json_or(split: Any) -> BeforeValidator:
+    """What the environment says as text: JSON, or else what `split` makes of it."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not value.lstrip().startswith(("[", "{")):
+            return split(value)
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"it is no valid JSON: {error}") from None
+
+    return BeforeValidator(read)
+
+
+def _commas(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _no_text(text: str) -> Any:
+    raise ValueError('it must be a table from name to slots, in the environment JSON like {"gpu": 2}')
+
+
+def _tables(value: Any) -> Any:
+    """Engines given by their URL alone, as tables."""
+    return [{"url": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+
+def _pool_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_./:-]{0,127}", name):
+        raise ValueError("a pool's name starts with a letter and has letters, digits and _ . / : - only")
+    return name
+
+
+def _engine_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an engine's URL looks like http://host:8000")
+    return url
+
+
+PoolName = Annotated[str, BeforeValidator(_pool_name)]
+Slots = Annotated[int, Field(ge=0, le=10_000)]
+#: In the environment: a comma list, or JSON.
+Texts = Annotated[list[str], NoDecode, _json_or(_commas)]
 
 
 class EngineSettings(BaseModel):
@@ -27,8 +84,8 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: str = Field(pattern=r"^https?://[^\s/]+")
-    pool: str = "llm"
+    url: Annotated[str, BeforeValidator(_engine_url)]
+    pool: PoolName = "llm"
     model: str | None = None
     slots: int | None = Field(default=None, ge=1, le=100_000)
     name: str | None = None
@@ -44,10 +101,11 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     policy: str = "fcfs"
     store: str = Field(default="sqlite:///llmsched.db", repr=False)
-    #: A list of URLs or tables; in the environment a comma list or JSON.
-    engines: Annotated[list[EngineSettings], NoDecode] = []
-    launch: list[str] = []
-    launch_args: list[str] = []
+    #: URLs or tables.
+    engines: Annotated[list[EngineSettings], NoDecode, BeforeValidator(_tables), _json_or(_commas)] = []
+    launch: Texts = []
+    #: In the environment: words as in a shell, or JSON.
+    launch_args: Annotated[list[str], NoDecode, _json_or(shlex.split)] = []
     #: Interpreter that has vLLM, where it is not this one.
     launch_python: Path | None = None
     emulate: int = Field(default=0, ge=0, le=1024)
@@ -55,9 +113,10 @@ class Settings(BaseSettings):
     max_batch: int = Field(default=16, ge=1, le=100_000)
     speed: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
     workers: int = Field(default=4, ge=0, le=10_000)
-    worker_pools: dict[str, int] = {}
+    #: Slots by pool; in the environment JSON.
+    worker_pools: Annotated[dict[PoolName, Slots], NoDecode, _json_or(_no_text)] = {}
     worker_memory_mb: int = Field(default=2048, ge=64)
-    handlers: list[str] = []
+    handlers: Texts = []
     task_timeout: float = Field(default=600.0, gt=0)
 
     tick_ms: float = Field(default=0.0, ge=0, le=10_000)
@@ -84,17 +143,6 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     access_log: bool = True
 
-    @field_validator("engines", mode="before")
-    @classmethod
-    def _engines(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = (
-                orjson.loads(value) if value.lstrip().startswith("[") else [v for v in value.split(",") if v.strip()]
-            )
-        if isinstance(value, list):
-            return [{"url": v.strip()} if isinstance(v, str) else v for v in value]
-        return value
-
     @classmethod
     def settings_customise_sources(
         cls,
@@ -107,22 +155,26 @@ class Settings(BaseSettings):
         return init_settings, env_settings
 
     def tenants(self) -> dict[str, str]:
-        """API key -> tenant. Raises InvalidSetting for a line that is no `tenant:key`."""
-        text = self.api_keys.replace(",", "\n")
+        """API key -> tenant. Raises InvalidSetting for an entry that is no `tenant:key`, without showing it."""
+        tenants: dict[str, str] = {}
+        sources = [("api_keys", _commas(self.api_keys.replace("\n", ",")))]
         if self.api_keys_file is not None:
-            text += "\n" + _read(self.api_keys_file, "api_keys_file")
-        pairs = {}
-        for line in filter(None, map(str.strip, text.splitlines())):
-            tenant, colon, key = line.partition(":")
-            if not (colon and tenant and len(key) >= 8):
-                raise InvalidSetting(
-                    f"an API key must look like tenant:key with a key of at least 8 characters, not {line[:4]!r}…"
-                )
-            pairs[key] = tenant
-        return pairs
-
-
-_SECRETS = ("api_keys", "engine_api_key")
+            sources.append(("api_keys_file", _read(self.api_keys_file, "api_keys_file").split()))
+        for setting, entries in sources:
+            for number, entry in enumerate(entries, 1):
+                tenant, colon, key = entry.partition(":")
+                if not (colon and tenant and len(key) >= 8):
+                    raise InvalidSetting(
+                        f"entry {number} of {setting} is no API key; it must look like tenant:key with a key of at"
+                        " least 8 characters",
+                        field=setting,
+                    )
+                if tenants.setdefault(key, tenant) != tenant:
+                    raise InvalidSetting(
+                        f"entry {number} of {setting} gives {tenant!r} the key of {tenants[key]!r}; make another",
+                        field=setting,
+                    )
+        return tenants
 
 
 def load(file: Path | None = None, **flags: Any) -> Settings:
@@ -130,53 +182,87 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
 
     Raises InvalidSetting: one sentence with the key, the value and the way out.
     """
+    variables = {name.upper() for name in os.environ}
+    _check_environment(os.environ)
+    from_file = {} if file is None else _toml(file)
+    below_environment = {k: v for k, v in from_file.items() if PREFIX + k.upper() not in variables}
     given = {k: v for k, v in flags.items() if v is not None}
-    from_file = _toml(file) if file is not None else {}
-    _check_environment()
-    for key in list(from_file):
-        if PREFIX + key.upper() in os.environ:
-            del from_file[key]
     try:
-        return Settings(**(from_file | given))
+        settings = Settings(**(below_environment | given))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(p) for p in first["loc"])
-        raise InvalidSetting(f"setting {key} is {first['input']!r}: {first['msg'].lower()}", field=key) from None
-    except ValueError as error:
+        raise _sentence(error) from None
+    except ValueError as error:  # pydantic-settings, of JSON in a variable
         raise InvalidSetting(f"a setting in the environment cannot be read: {error}") from None
+    settings.tenants()
+    return settings
+
+
+def _sentence(error: ValidationError) -> InvalidSetting:
+    """The first thing wrong, with its place, its value and the way out."""
+    first = error.errors()[0]
+    *place, last = first["loc"]
+    key = _place(first["loc"])
+    if first["type"] == "extra_forbidden":
+        if "key" in str(last):
+            return InvalidSetting(f"setting {key} is a secret; write it into a file and name that as api_key_file")
+        return _unknown(f"key of {_place(place)}", str(last), EngineSettings.model_fields)
+    message = first["msg"].removeprefix("Value error, ")
+    shown = repr(first["input"])
+    shown = "missing" if first["type"] == "missing" else shown if len(shown) <= 80 else shown[:77] + "..."
+    return InvalidSetting(f"setting {key} is {shown}: {message[:1].lower()}{message[1:]}", field=key)
+
+
+def _place(loc: Iterable[int | str]) -> str:
+    """`engines[0].url` from pydantic's location."""
+    text = ""
+    for part in loc:
+        if part != "[key]":
+            text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
 
 
 def _toml(file: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(_read(file, "config"))
     except tomllib.TOMLDecodeError as error:
-        raise InvalidSetting(f"{file} is no valid TOML: {error}") from None
-    for key in values:
+        raise InvalidSetting(f"{file} is no valid TOML: {error}", field="config") from None
+    for key, value in values.items():
         if key not in Settings.model_fields:
-            raise InvalidSetting(f"{file}: {UnknownName.of('setting', key, Settings.model_fields)}", field=key)
+            raise _unknown(f"setting in {file}:", key, Settings.model_fields)
         if key in _SECRETS:
             raise InvalidSetting(
                 f"{file}: {key} is a secret; give it as {PREFIX}{key.upper()} in the environment", field=key
             )
+        if key == "store" and isinstance(value, str) and _has_password(value):
+            raise InvalidSetting(
+                f"{file}: store has a password; give it as {PREFIX}STORE in the environment", field=key
+            )
     return values
 
 
-def _check_environment() -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    for name in os.environ:
-        if (
-            name.startswith(PREFIX)
-            and name not in known
-            and not name.startswith(("LLMSCHED_TEST_", "LLMSCHED_VLLM_"))
-            and name not in _OTHERS
-        ):
-            raise InvalidSetting(str(UnknownName.of("environment variable", name, sorted(known))))
+def _has_password(url: str) -> bool:
+    credentials, at, _ = url.partition("://")[2].rpartition("@")
+    return (bool(at) and ":" in credentials) or "password=" in url
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in map(str.upper, environment):
+        if name.startswith(PREFIX) and name not in (*known, *_OTHERS) and not name.startswith(_OTHER_PREFIXES):
+            raise _unknown("environment variable", name, known)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> InvalidSetting:
+    near = get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "the settings are listed in docs/configuration.md"
+    return InvalidSetting(f"unknown {kind} {name!r}; {hint}", field=name)
 
 
 def _read(file: Path, setting: str) -> str:
     try:
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     except OSError as error:
-        raise InvalidSetting(
-            f"{setting} is {str(file)!r}, which cannot be read: {error.strerror}", field=setting
-        ) from None
+        why = error.strerror
+    except UnicodeDecodeError:
+        why = "it is no text in UTF-8"
+    raise InvalidSetting(f"{setting} is {str(file)!r}, which cannot be read: {why}", field=setting)

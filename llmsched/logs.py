@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any
-
-import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -30,23 +29,23 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-31 12:00:00.123 INFO message key=value …`"""
+    """`2026-01-31 12:00:00.123 INFO message key=value …`; a value with spaces or line breaks is quoted."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-        parts = [at, record.levelname, record.getMessage(), *(f"{k}={_shown(v)}" for k, v in fields(record).items())]
-        line = " ".join(parts)
+        details = (f"{k}={_one_word(v)}" for k, v in fields(record).items())
+        line = " ".join([at, record.levelname, record.getMessage(), *details])
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def _shown(value: object) -> str:
-    """In quotes where it could be taken for more than one value, or more than one line."""
+def _one_word(value: object) -> str:
+    """A value that cannot be taken for another field, nor for another line."""
     text = str(value)
-    return text if text.isprintable() and " " not in text and text else repr(text)
+    return text if text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line."""
+    """One JSON object per line: at, level, logger, message, the details, and the exception if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -54,8 +53,8 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **fields(record),
         }
+        line |= {k: v for k, v in fields(record).items() if k not in line}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return json.dumps(line, default=str)

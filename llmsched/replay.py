@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmsched.errors import BackendError
-from llmsched.runtime.api import Api, Unavailable
+from llmsched.runtime.api import Api, ApiError, Unavailable
 from llmsched.workloads import Arrival
 
 #: Seconds for which a service that does not answer is borne, as during a restart.
@@ -176,8 +176,8 @@ class _Follower:
                             self._gap()
                         case _:
                             pass
-            except BackendError:
-                pass  # `until` finds out whether it stays away
+            except (BackendError, ApiError):
+                pass  # asking for the jobs themselves will tell
             self._gap()
             await asyncio.sleep(0.5)
 

@@ -1,25 +1,34 @@
-"""`llmsched demo`: a service with emulated engines, real jobs over REST under two policies, a table and a picture."""
+"""`llmsched demo`: a service with emulated engines, the same jobs over REST under two policies, a table, a picture."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
+import os
 import sys
 import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from random import Random
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
 
 from llmsched import report
-from llmsched.cli.client import bar
-from llmsched.cli.console import errors, out
+from llmsched.cli.client import job_table
+from llmsched.cli.console import note, out
+from llmsched.cli.replay import compare
 from llmsched.errors import BackendError
-from llmsched.replay import ReplayRun, replay, to_json
+from llmsched.model.latency import GENERIC_7B
+from llmsched.policies import make_policy
+from llmsched.replay import ReplayRun, to_json
 from llmsched.runtime.api import Api
+from llmsched.runtime.supervise import TETHER
 from llmsched.workloads import Arrival, Workload
+
+#: Seconds the service has to start, on a busy machine and with cold caches.
+_START = 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -27,99 +36,148 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 60,
+    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 70,
     workload: Annotated[str, typer.Option(help="Which applications; see llmsched replay.")] = "mixed",
-    policies: Annotated[str, typer.Option(help="Policies to compare, a comma list.")] = "fcfs,sjf",
-    rate: Annotated[float, typer.Option(help="Mean arrivals per emulated second.")] = 0.9,
+    policy: Annotated[str, typer.Option(help="Policies to compare, a comma list.")] = "fcfs,sjf",
+    rate: Annotated[float, typer.Option(min=0.001, help="Mean arrivals per emulated second.")] = 0.4,
     engines: Annotated[int, typer.Option(min=1, help="Emulated engines.")] = 2,
-    max_batch: Annotated[int, typer.Option(min=1, help="Slots of each.")] = 24,
+    max_batch: Annotated[int, typer.Option(min=1, help="Slots of each.")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Slots for regular tasks.")] = 4,
-    speed: Annotated[float, typer.Option(min=0.1, help="Emulated seconds per second.")] = 20.0,
-    seed: Annotated[int, typer.Option(help="Decides jobs and arrival times.")] = 1,
-    directory: Annotated[Path, typer.Option("--out", help="Where the picture and the JSON go.")] = Path("demo-output"),
+    speed: Annotated[float, typer.Option(min=0.1, max=1000, help="Emulated seconds per second.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Decides jobs and arrival times.")] = 0,
+    folder: Annotated[Path, typer.Option("--out", help="Where the picture and the numbers go.")] = Path("demo-output"),
 ) -> None:
-    """Start a service with emulated engines, run the same jobs under two policies, and show what came of it.
+    """Compare two policies on this machine: no GPU, no traces, nothing to set up.
 
-    Times are emulated seconds: the engines decode like a 7B model on one GPU, only `speed` times faster.
+    Starts a service with emulated engines, sends it the same generated jobs over REST under each policy, and shows
+    what came of it. The engines answer like a 7B model on one GPU, only faster: times are emulated seconds.
     """
+    names = [name.strip() for name in policy.split(",")]
+    for name in names:
+        make_policy(name)
     planned = Workload.load(workload).arrivals(jobs, rate, seed)
-    directory.mkdir(parents=True, exist_ok=True)
-    arguments = ["--emulate", str(engines), "--max-batch", str(max_batch), "--speed", str(speed)]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments += ["--store", f"sqlite:///{folder}/demo.db", "--workers", str(workers), "--port", "0"]
-        runs = asyncio.run(_compare(arguments, planned, policies.split(","), speed, seed))
-    settings = {"workload": workload, "jobs": jobs, "rate": rate, "engines": engines, "max_batch": max_batch}
-    document = to_json(settings | {"workers": workers, "speed": speed, "seed": seed}, runs)
-    (directory / "demo.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    picture = report.plot(runs, directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    load = offered_load(planned, rate, engines, max_batch)
+    what = f"{jobs} jobs of '{workload}' on {engines} emulated engines of {max_batch} slots, offered load {load:.2f}"
+    note(f"{what}; {speed:g} emulated seconds pass per second")
+    options = {"emulate": engines, "max-batch": max_batch, "speed": speed, "workers": workers}
+    runs, example = asyncio.run(_run(options, planned, names, speed, seed))
+    settings = {
+        "workload": workload,
+        "policies": names,
+        "jobs": jobs,
+        "rate": rate,
+        "load": load,
+        "engines": engines,
+        "max_batch": max_batch,
+        "workers": workers,
+        "speed": speed,
+        "seed": seed,
+    }
+    document = to_json(settings, runs)
+    numbers = folder / "demo.json"
+    numbers.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+    picture = report.plot(document, runs, folder, title=what)
+    if example is not None:
+        out.print("\nOne of the jobs, in emulated seconds:")
+        out.print(job_table(example, scale=speed))
+    out.print()
     out.print(report.table(document))
-    print(f"{jobs} identical jobs of '{workload}' over REST, {engines} emulated engines of {max_batch} slots.")
-    print(f"Picture: {picture}   Numbers: {directory / 'demo.json'}")
+    note(f"\npicture: {picture}\nnumbers: {numbers}")
 
 
-async def _compare(
-    arguments: list[str], planned: list[Arrival], policies: list[str], speed: float, seed: int
-) -> list[ReplayRun]:
-    """One run per policy against one service, completion times in emulated seconds."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llmsched", "serve", *arguments, "--log-level", "warning"), stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    try:
-        url = await _address(process.stderr)
-        draining = asyncio.create_task(process.stderr.read())
-        errors.print(f"service with emulated engines: {url} (live metrics at {url}/metrics)", highlight=False)
-        async with Api(url) as api:
-            await _ready(api)
-            runs = [await _one(api, planned, policy.strip(), speed, seed) for policy in policies]
-            await _look_at_one(api)
-        draining.cancel()
-        return runs
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+def offered_load(planned: Sequence[Arrival], rate: float, engines: int, max_batch: int) -> float:
+    """Decoding the jobs ask for per second, over what full engines decode per second; prefill counts as in a slot."""
+    work = sum(arrival.recording.reference_seconds(GENERIC_7B)["llm"] for arrival in planned) / len(planned)
+    slowdown = GENERIC_7B.decode(max_batch) / GENERIC_7B.decode(1)
+    return rate * work * slowdown / (engines * max_batch)
 
 
-async def _address(stderr: asyncio.StreamReader) -> str:
-    story = []
-    while line := (await stderr.readline()).decode().rstrip():
-        story.append(line)
-        if "listens on " in line:
-            return line.rpartition(" ")[2]
-    raise BackendError("the service did not start: " + (" | ".join(story) or "it said nothing"))
+async def _run(
+    options: dict[str, Any], planned: Sequence[Arrival], policies: Sequence[str], speed: float, seed: int
+) -> tuple[list[ReplayRun], dict[str, Any] | None]:
+    """One run per policy, and a job that shows what an application is."""
+    async with _service(options) as (url, died), Api(url) as api:
+        note(f"the service listens on {url} until this ends (try {url}/docs and {url}/metrics)")
+        await _ready(api)
+        comparing = asyncio.create_task(compare(api, planned, policies, seed=seed, speed=speed))
+        await asyncio.wait({comparing, died}, return_when=asyncio.FIRST_COMPLETED)
+        if not comparing.done():
+            comparing.cancel()
+            raise BackendError(f"the service has ended: {died.result()}")
+        return comparing.result(), await _example(api)
+
+
+@asynccontextmanager
+async def _service(options: dict[str, Any]) -> AsyncIterator[tuple[str, asyncio.Task[str]]]:
+    """The URL of a service of its own, and a task that ends, with its last words, when the service does.
+
+    It runs on a tether, so that nothing of it outlives us, whatever ends us; settings in our environment are not its.
+    """
+    serve = [sys.executable, "-m", "llmsched", "serve", "--port", "0", "--log-level", "warning"]
+    for option, value in options.items():
+        serve += [f"--{option}", str(value)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMSCHED_")}
+    with tempfile.TemporaryDirectory(prefix="llmsched-demo-") as folder:
+        leash, ours = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-I",
+                "-S",
+                str(TETHER),
+                str(leash),
+                "5",
+                "--",
+                *serve,
+                "--store",
+                f"sqlite:///{folder}/db",
+            ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=(leash,),
+            start_new_session=True,
+            env=environment,
+        )
+        os.close(leash)
+        assert process.stderr is not None
+        listens = asyncio.get_running_loop().create_future()
+        died = asyncio.create_task(_listen(process.stderr, listens))
+        try:
+            await asyncio.wait({listens, died}, timeout=_START, return_when=asyncio.FIRST_COMPLETED)
+            if not listens.done():
+                said = died.result() if died.done() else f"it did not listen within {_START:.0f} s"
+                raise BackendError(f"the service did not start: {said}")
+            yield listens.result(), died
+        finally:
+            os.close(ours)  # ends the tether, and with it everything
+            died.cancel()
+            await process.wait()
+
+
+async def _listen(stderr: asyncio.StreamReader, listens: asyncio.Future[str]) -> str:
+    """Reads what the service says until it ends; its last lines."""
+    tail: deque[str] = deque(maxlen=5)
+    async for line in stderr:
+        text = line.decode(errors="replace").rstrip()
+        tail.append(text)
+        if "listens on " in text and not listens.done():
+            listens.set_result(text.rpartition(" ")[2])
+    return " | ".join(tail) or "it said nothing"
 
 
 async def _ready(api: Api) -> None:
-    async with asyncio.timeout(60):
-        while True:
-            items = (await api.get("/v1/engines"))["items"]
-            if items and all(e["healthy"] for e in items):
-                return
-            await asyncio.sleep(0.1)
+    """Waits until every engine takes work."""
+    try:
+        async with asyncio.timeout(_START):
+            while not all(e["healthy"] for e in (await api.get("/v1/engines"))["items"]):  # noqa: ASYNC110 (elsewhere)
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise BackendError(f"the emulated engines were not ready within {_START:.0f} s") from None
 
 
-async def _one(api: Api, planned: list[Arrival], policy: str, speed: float, seed: int) -> ReplayRun:
-    await api.put("/v1/policies/active", {"name": policy})
-    with bar(f"{policy:>5}: jobs done") as (progress, task):
-        run = await replay(
-            api,
-            planned,
-            policy=policy,
-            seed=seed,
-            speed=speed,
-            progress=lambda sent, done: progress.update(task, total=len(planned), completed=done),
-        )
-    run.jobs = [(application, None if t is None else t * speed) for application, t in run.jobs]
-    run.makespan *= speed
-    return run
-
-
-async def _look_at_one(api: Api) -> None:
-    """Shows that the jobs are really there, with their stages."""
-    from llmsched.cli.client import job_table
-
-    jobs = (await api.get("/v1/jobs", application="task_automation", limit=5))["items"]
-    if jobs:
-        job = await api.get(f"/v1/jobs/{Random(0).choice(jobs)['id']}")
-        out.print(job_table(job))
+async def _example(api: Api) -> dict[str, Any] | None:
+    """The completed job of task automation with the most stages: it shows a plan unfold."""
+    page = (await api.get("/v1/jobs", application="task_automation", status="completed", limit=20))["items"]
+    found: list[dict[str, Any]] = [await api.get(f"/v1/jobs/{job['id']}") for job in page]
+    return max(found, key=lambda job: len(job["stages"]), default=None)

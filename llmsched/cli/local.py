@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from llmsched.catalogue import installed_applications
-from llmsched.cli.client import Json, ask, print_json
-from llmsched.cli.console import errors, out
+from llmsched.catalogue import installed_applications, load_application
+from llmsched.cli.client import DEFAULT_URL, Json, ask, print_json
+from llmsched.cli.console import note, out
+from llmsched.errors import InvalidInput
 from llmsched.policies import POLICIES
+from llmsched.runtime.api import Api
 
 _Url = Annotated[str | None, typer.Option("--url", help="Ask this service instead of what is installed.")]
 
@@ -22,10 +25,16 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def apps(url: _Url = None, as_json: Json = False) -> None:
-    """List applications."""
-    if url is not None:
-        rows = ask(url, lambda api: api.get("/v1/applications"))["items"]
+def apps(
+    put: Annotated[
+        Path | None, typer.Option(help="Register the application in this YAML or JSON file with the service first.")
+    ] = None,
+    url: _Url = None,
+    as_json: Json = False,
+) -> None:
+    """List applications: those installed, or with --url those of a service."""
+    if put is not None or url is not None:
+        rows = ask(url or DEFAULT_URL, lambda api: _registered(api, put))
     else:
         rows = [
             {
@@ -42,13 +51,20 @@ def apps(url: _Url = None, as_json: Json = False) -> None:
         return
     table = Table("name", "version", "stages", "runs", "what it is")
     for row in rows:
-        runs = "inputs and recordings" if row["executable"] else "recordings"
-        table.add_row(row["name"], str(row["version"]), str(len(row["stages"])), runs, row["description"])
+        runs = "inputs, recordings" if row["executable"] else "recordings"
+        table.add_row(row["name"], str(row["version"]), str(len(row["stages"])), runs, Text(row["description"]))
     out.print(table)
 
 
+async def _registered(api: Api, file: Path | None) -> Any:
+    if file is not None:
+        application = load_application(file)
+        await api.put(f"/v1/applications/{application.name}", application.definition)
+    return (await api.get("/v1/applications"))["items"]
+
+
 def policies(url: _Url = None, as_json: Json = False) -> None:
-    """List scheduling policies."""
+    """List scheduling policies: those installed, or with --url those of a service."""
     if url is not None:
         rows = ask(url, lambda api: api.get("/v1/policies"))["items"]
     else:
@@ -58,25 +74,27 @@ def policies(url: _Url = None, as_json: Json = False) -> None:
         return
     table = Table("name", "order", "source")
     for row in rows:
-        mark = " [green](active)[/green]" if row.get("active") else ""
-        table.add_row(row["name"] + mark, row["line"], row["source"])
+        name = Text.assemble(row["name"], (" (active)" if row.get("active") else "", "green"))
+        table.add_row(name, Text(row["line"]), Text(row["source"]))
     out.print(table)
 
 
 def export(
-    store: Annotated[str, typer.Option(help="sqlite:///jobs.db or postgresql://…")],
+    store: Annotated[str, typer.Option(help="URL of the store: sqlite:///jobs.db or postgresql://…")],
     to: Annotated[Path, typer.Option("--out", help="File to write: JSON lines, gzipped if it ends in .gz.")],
-    application: Annotated[str | None, typer.Option(help="Only of this application.")] = None,
+    application: Annotated[str | None, typer.Option(help="Only jobs of this application.")] = None,
 ) -> None:
     """Write the history of completed jobs as a trace."""
-    from llmsched.store.export import export as write
+    from llmsched.store.export import export as write  # SQLAlchemy: a third of a second
     from llmsched.store.store import Store
 
     async def work() -> int:
-        opened = await Store.open(store)
+        opened = await Store.open(store, create=False)
         try:
             return await write(opened, to, application=application)
+        except OSError as error:
+            raise InvalidInput(f"--out {str(to)!r} cannot be written: {error.strerror}") from None
         finally:
             await opened.close()
 
-    errors.print(f"{asyncio.run(work())} jobs written to {to}", highlight=False)
+    note(f"{asyncio.run(work())} jobs written to {to}")

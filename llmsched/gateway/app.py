@@ -42,6 +42,7 @@ def create_app(context: Context) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.context = context
@@ -113,6 +114,7 @@ def _document(app: FastAPI, context: Context) -> None:
             for operation in operations.values():
                 if "422" in operation["responses"]:
                     operation["responses"] |= {"422": problems.responses(422)[422]}
+                operation["responses"] = dict(sorted(operation["responses"].items()))
                 if path.startswith("/v1/") and context.keys.are_required:
                     operation["security"] = [{"key": []}]
         return document

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
@@ -207,9 +209,18 @@ def summary(record: JobRecord) -> JobSummary:
         metadata=dict(record.metadata),
         recorded=record.has_recording,
         off_profile=list(record.off_profile),
-        result=record.result,
-        error=record.error,
+        result=_sendable(record.result),
+        error=_sendable(record.error),
     )
+
+
+def _sendable(value: Any) -> Any:
+    """JSON as it can be sent: half a surrogate pair, which the store keeps and UTF-8 cannot express, becomes a '?'."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return value
 
 
 def _stages(

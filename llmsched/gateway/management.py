@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Response
 
-from llmsched.errors import InvalidInput, UnknownName
+from llmsched.errors import InvalidInput, InvalidSetting, UnknownName
 from llmsched.gateway.body import JsonRoute
 from llmsched.gateway.context import Context, context_of, tenant_of
 from llmsched.gateway.problems import BODY, NotFound, responses
@@ -28,6 +28,7 @@ from llmsched.gateway.schemas import (
 from llmsched.model.application import Application
 from llmsched.policies import POLICIES
 from llmsched.runtime.engines import Engine, EngineSpec
+from llmsched.runtime.inputs import check_schema
 from llmsched.runtime.live import check_templates
 
 router = APIRouter(
@@ -61,6 +62,7 @@ async def put_application(
     if candidate.name != name:
         raise InvalidInput(f"the path says {name!r}, the body {candidate.name!r}; they must agree", field="name")
     check_templates(candidate, here.service.handlers)
+    check_schema(candidate)
     return _application(await here.service.applications.put(candidate))
 
 
@@ -115,7 +117,10 @@ async def engines(here: Here) -> EnginePage:
 async def add_engine(form: EngineForm, here: Here) -> EngineView:
     """Add a running vLLM server. It takes work as soon as it answers its health check."""
     spec = EngineSpec(form.url, form.pool, form.model, form.slots, form.api_key)
-    return _engine(here, here.service.engines.add(spec))
+    try:
+        return _engine(here, here.service.engines.add(spec))
+    except InvalidSetting as error:
+        raise InvalidInput(str(error), field="url") from None
 
 
 @router.delete("/engines/{id}", status_code=204, responses=responses(404), tags=["engines"])

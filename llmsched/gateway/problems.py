@@ -91,7 +91,12 @@ def problem(
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entry for the problems a route may answer with."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    entries: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        entries[status] = {"description": HTTPStatus(status).phrase, "content": content}
+        if status in (429, 503):
+            entries[status]["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+    return entries
 
 
 def install(app: FastAPI) -> None:

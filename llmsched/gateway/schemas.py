@@ -134,7 +134,7 @@ class EngineForm(Form):
 
     model_config = _example({"url": "http://gpu-1:8000", "slots": 64})
 
-    url: str = Field(pattern=r"^https?://[^\s/]+", max_length=2048)
+    url: str = Field(pattern=r"^https?://[!-.0-~][!-~]*$", max_length=2048)
     slots: int | None = Field(default=None, ge=1, le=100_000)
     pool: str = Field(default="llm", pattern=r"^[A-Za-z][A-Za-z0-9_./:-]{0,127}$")
     model: str | None = Field(default=None, max_length=512)

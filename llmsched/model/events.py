@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
-from llmsched.model.application import Application, StageSpec
+from llmsched.model.application import Application
+from llmsched.model.spec import StageSpec
 
 
 class TaskRef(NamedTuple):

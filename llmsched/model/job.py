@@ -20,9 +20,10 @@ from __future__ import annotations
 from enum import StrEnum
 
 from llmsched.errors import InvalidTransition
-from llmsched.model.application import Application, StageSpec
+from llmsched.model.application import Application
 from llmsched.model.events import JobClass, TaskRef, TaskResult
 from llmsched.model.kinds import StageKind
+from llmsched.model.spec import StageSpec
 
 
 class TaskState(StrEnum):

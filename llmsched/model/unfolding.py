@@ -16,10 +16,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from llmsched.model.application import DEFAULT_POOLS, Application, StageSpec
+from llmsched.model.application import Application
 from llmsched.model.events import Reveal
 from llmsched.model.kinds import StageKind
 from llmsched.model.recording import RecordedStage, RecordedTask, Recording
+from llmsched.model.spec import DEFAULT_POOLS, StageSpec
 
 
 class Unfolded(NamedTuple):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llmsched.model.application import Application, Curve
+from llmsched.model.application import Application
 from llmsched.model.job import Job, Stage, TaskState
 from llmsched.model.kinds import StageKind
 from llmsched.model.latency import GENERIC_7B
+from llmsched.model.spec import Curve
 from llmsched.policies.base import Change, JobLeft, KeyPolicy, TaskEnded, View
 
 

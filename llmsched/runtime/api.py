@@ -80,7 +80,8 @@ class Api:
     async def events(self, path: str, *, last_event_id: int | None = None) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Server-sent events of a stream as (type, data with its number as `seq`), until the stream ends.
 
-        `stream.connected` says that the stream of all events listens. Raises ApiError, or Unavailable when the connection breaks: come back with the last number seen.
+        `stream.connected` says that the stream of all events listens.
+        Raises ApiError, or Unavailable when the connection breaks: come back with the last number seen.
         """
         headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
         try:

@@ -1,7 +1,7 @@
 """The engines of the service: who they are, whether they are well, and telling the scheduler when that changes.
 
 One `Engine` per vLLM server. A probe asks it every few seconds; its breaker opens after consecutive faults or missed
-probes, and the scheduler hears `ExecutorLost` or `ExecutorJoined`. One engine's trouble is never waited for by another's.
+probes, and the scheduler hears `ExecutorLost` or `ExecutorJoined`. Nobody waits for another engine's trouble.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class Engine:
             completion = await self.client.complete(request)
         except EngineError as error:
             self.last_error = str(error)
-            if error.engine_fault:
-                self._breaker.fault(clock.now())
-                self._settle()
+            if error.engine_fault and self._breaker.fault(clock.now()):
+                # Once this failure is reported: the engine's loss would silence it, and it would count as no failure.
+                asyncio.get_running_loop().call_soon(self._settle)
             raise
         if self._breaker.success(clock.now()):
             self._settle()

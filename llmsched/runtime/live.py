@@ -3,16 +3,18 @@
 Names a template may use:
 
 * `input`: the job's input;
-* `stages`: outputs by stage: one value, or a list for parallel tasks; None for a skipped stage. In a loop the plain name
-  (`stages.code_gen`) is the newest iteration's output;
+* `stages`: outputs by stage: one value, or a list for parallel tasks; None for a skipped stage. In a loop the plain
+  name (`stages.code_gen`) is the newest iteration's output;
 * `last`: the output of the newest stage the current one waits for; `iteration`: the number of the loop's round;
 * `item`, `index`: the element of `for_each` (or the number) that this parallel task is for.
 
-`prompt` and `system` are templates; `when`, `for_each`, `while` and `result` are expressions; strings inside `arguments` are templates, and one
-that is nothing but `{{ expression }}` keeps the value's type. An LLM stage with a `response_format`, and a planner, answers with JSON.
+`prompt` and `system` are templates; `when`, `for_each`, `while` and `result` are expressions; strings inside
+`arguments` are templates, and one that is nothing but `{{ expression }}` keeps the value's type. An LLM stage with a
+`response_format` of JSON, and a planner, answers with JSON.
 
-A plan is `{"stages": [{"name", "candidate", "after": [], "arguments": {}}]}`: candidate defaults to the name; `arguments` are handed to the
-candidate's handler together with `inputs`, the outputs of the stages it waits for.
+A plan is `{"stages": [{"name", "candidate", "after": [], "arguments": {}}]}`: candidate defaults to the name;
+`arguments` are handed to the candidate's handler together with `inputs`, the outputs of the stages it waits for. A
+planned LLM stage is asked `arguments.prompt`, as it stands, with its `inputs` below as JSON.
 """
 
 from __future__ import annotations
@@ -26,18 +28,31 @@ from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmsched.errors import InvalidApplication, InvalidInput, UnknownName
-from llmsched.model.application import Application, Candidate, StageSpec, validate_plan
+from llmsched.model.application import Application
 from llmsched.model.events import Reveal
 from llmsched.model.kinds import StageKind
+from llmsched.model.spec import Candidate, StageSpec, validate_plan
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.engine import CompletionRequest
 from llmsched.runtime.handlers import HandlerRegistry, TaskContext
 from llmsched.runtime.workers import WorkerTask
 
-_ENV = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Values are JSON, so `input.items` is the key "items" before it is the method of a dict."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+_ENV = _Sandbox(undefined=StrictUndefined, autoescape=False)
 _VARIABLES = frozenset({"input", "stages", "last", "iteration", "item", "index"})
 _RESERVED = frozenset({"model", "messages", "prompt", "stream", "stream_options", "priority", "n", "max_tokens"})
 _NOBODY = TaskContext("", "", 0, 0, "")
+#: Longest name a plan may give a stage.
+MAX_PLANNED_NAME = 100
 
 _template: Callable[[str], Template] = lru_cache(4096)(_ENV.from_string)
 
@@ -76,11 +91,15 @@ def _check(where: str, source: str | None, *, expression: bool) -> None:
         return
     text = f"{{{{ ({source}) }}}}" if expression else source
     try:
+        if expression:
+            _expression(source)
         tree = _ENV.parse(text)
         _ENV.compile(tree)
     except TemplateError as error:
         line = getattr(error, "lineno", 1)
         raise InvalidApplication(f"{where}, line {line}: {error}") from None
+    if any(True for _ in meta.find_referenced_templates(tree)):
+        raise InvalidApplication(f"{where}: there are no other templates to include, import or extend; write it out")
     for name in sorted(meta.find_undeclared_variables(tree) - _VARIABLES - _ENV.globals.keys()):
         raise InvalidApplication(f"{where}: {UnknownName.of('variable', name, sorted(_VARIABLES))}")
 
@@ -120,9 +139,8 @@ class LiveScript:
 
     def _end(self, spec: StageSpec, output: Any) -> None:
         self._over[spec.name] = True
-        self._outputs[spec.name] = output
-        if spec.loop is not None and spec.iteration is not None:
-            self._outputs[spec.name.removesuffix(f"_{spec.iteration}")] = output
+        for known_as in _names_of(spec):
+            self._outputs[known_as] = output
         if spec.parent is not None:
             left = self._inner[spec.parent]
             left.discard(spec.name)
@@ -144,7 +162,8 @@ class LiveScript:
             del self._hidden[name]
             if self._is_skipped(spec):
                 self._over[name] = False
-                self._outputs.setdefault(name, None)
+                for known_as in _names_of(spec):
+                    self._outputs.setdefault(known_as, None)
                 skipped.append(name)
             elif spec.kind is StageKind.DYNAMIC:
                 reveals += self._plan(spec)
@@ -155,6 +174,8 @@ class LiveScript:
     def _is_skipped(self, spec: StageSpec) -> bool:
         if spec.after and not any(self._over[p] for p in spec.after):
             return True
+        if spec.planner is not None and not self._over[spec.planner]:
+            return True
         if spec.when is not None and not self._evaluate(spec, "when", spec.when):
             return True
         self._items[spec.name] = self._tasks(spec)
@@ -164,13 +185,14 @@ class LiveScript:
         if spec.for_each is None:
             return list(range(spec.tasks))
         items = self._evaluate(spec, "for_each", spec.for_each)
-        if not isinstance(items, (list, tuple)):
-            raise InvalidInput(f"stage {spec.name!r}: for_each gives {type(items).__name__}, it must give a list")
+        if not isinstance(items, list):
+            raise InvalidInput(f"stage {spec.name!r}: for_each gives {items!r:.80}, it must give a list")
         if len(items) > spec.max_tasks:
             raise InvalidInput(
-                f"stage {spec.name!r}: for_each gives {len(items)} items, at most {spec.max_tasks} (max_tasks) are allowed"
+                f"stage {spec.name!r}: for_each gives {len(items)} items, at most {spec.max_tasks} are allowed"
+                " (max_tasks)"
             )
-        return list(items)
+        return items
 
     def _plan(self, dynamic: StageSpec) -> list[Reveal]:
         assert dynamic.planner is not None, dynamic
@@ -204,9 +226,12 @@ class LiveScript:
     def llm(self, stage: str, index: int) -> CompletionRequest:
         spec = self._specs[stage]
         if stage in self._chosen:
-            prompt = self._arguments(stage).get("prompt")
+            arguments = self._arguments(stage)
+            prompt = arguments.get("prompt")
             if not isinstance(prompt, str):
                 raise InvalidInput(f"stage {stage!r}: the plan gives no text as arguments.prompt")
+            if "inputs" in arguments:
+                prompt += f"\n\n{orjson.dumps(arguments['inputs']).decode()}"
             return CompletionRequest(messages=[{"role": "user", "content": prompt}])
         assert spec.prompt is not None, spec
         messages = [{"role": "user", "content": self._render(spec, "prompt", spec.prompt, index)}]
@@ -232,7 +257,8 @@ class LiveScript:
         return self._chosen[stage][0].name if stage in self._chosen else self._specs[stage].handler
 
     def read(self, stage: str, index: int, text: str) -> Any:
-        if self._specs[stage].response_format is None and not self._is_planner(stage):
+        asked = self._specs[stage].response_format or {}
+        if asked.get("type", "text") == "text" and not self._is_planner(stage):
             return text
         try:
             return orjson.loads(text)
@@ -250,12 +276,11 @@ class LiveScript:
         return any(s.planner == stage for s in self._application.stages)
 
     def _arguments(self, stage: str) -> dict[str, Any]:
-        _, arguments = self._chosen[stage]
-        parents = self._specs[stage].after
-        short = {p: p.split(".", 1)[1] for p in parents}
-        return (
-            {**arguments, "inputs": {short[p]: self._outputs.get(p) for p in parents}} if parents else dict(arguments)
-        )
+        spec = self._specs[stage]
+        arguments = dict(self._chosen[stage][1])
+        if spec.after:
+            arguments["inputs"] = {p.removeprefix(f"{spec.parent}."): self._outputs.get(p) for p in spec.after}
+        return arguments
 
     # ------------------------------------------------------------------------------------------- templates
 
@@ -272,12 +297,9 @@ class LiveScript:
     def _evaluate(self, spec: StageSpec | None, label: str, source: str, index: int | None = None) -> Any:
         where = f"stage {spec.name!r}, {label}" if spec else label
         try:
-            value = _expression(source)(**self._names(spec, index))
+            return _plain(_expression(source)(**self._names(spec, index)))
         except Exception as error:  # whatever an expression of the user's raises
             raise InvalidInput(f"{where}: {error}") from None
-        if isinstance(value, StrictUndefined):
-            raise InvalidInput(f"{where}: {source!r} is undefined here")
-        return value
 
     def _render(self, spec: StageSpec, label: str, source: str, index: int) -> str:
         try:
@@ -299,10 +321,32 @@ class LiveScript:
                 return value
 
 
+def _names_of(spec: StageSpec) -> list[str]:
+    """What templates may call a stage: its name, and inside a loop also its name without the number."""
+    is_padded = spec.loop is not None and spec.iteration is not None
+    return [spec.name, *([spec.name.removesuffix(f"_{spec.iteration}")] if is_padded else [])]
+
+
+def _plain(value: Any) -> Any:
+    """The value of an expression as JSON would keep it: tuples and lazy sequences become lists."""
+    try:
+        return orjson.loads(orjson.dumps(value, default=_listed))
+    except orjson.JSONEncodeError as error:
+        cause = error.__cause__ or error
+        raise InvalidInput(str(cause)) from None
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, Iterable):  # an undefined value is one, and says what it is when it is read
+        return list(value)
+    raise TypeError(f"it gives a {type(value).__name__}, which JSON does not have")
+
+
 def _only_expression(text: str) -> str | None:
+    """The expression of a text that is nothing but `{{ expression }}`."""
     text = text.strip()
     if text.startswith("{{") and text.endswith("}}") and text.count("{{") == 1 and "{%" not in text:
-        return text[2:-2]
+        return text[2:-2].removeprefix("-").removesuffix("-")
     return None
 
 
@@ -328,8 +372,11 @@ def _read_plan(dynamic: StageSpec, plan: Any) -> list[dict[str, Any]]:
     read = []
     for entry in entries:
         name = entry.get("name") if isinstance(entry, Mapping) else None
-        if not isinstance(name, str) or not name:
-            raise InvalidInput(f"{where}: each stage needs a name, which {entry!r:.80} lacks")
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_PLANNED_NAME or not name.isprintable():
+            raise InvalidInput(
+                f"{where}: each stage needs a name of at most {MAX_PLANNED_NAME} printable characters,"
+                f" which {entry!r:.80} lacks"
+            )
         after, arguments = entry.get("after") or [], entry.get("arguments") or {}
         if not (isinstance(after, list) and all(isinstance(a, str) for a in after)):
             raise InvalidInput(f"{where}, stage {name!r}: after is {after!r:.80}, it must be a list of names")

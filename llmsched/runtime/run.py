@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmsched.errors import InvalidInput
-from llmsched.model.application import Application, StageSpec
+from llmsched.model.application import Application
 from llmsched.model.events import JobSubmitted, StageExpanded, TaskRef, TaskResult
 from llmsched.model.kinds import StageKind
 from llmsched.model.records import EventRecord, JobRecord, StageRecord
+from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.script import Script
 

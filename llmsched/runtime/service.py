@@ -67,6 +67,7 @@ from llmsched.runtime.engine import EngineError
 from llmsched.runtime.engines import Engines
 from llmsched.runtime.handlers import HandlerRegistry, TaskContext
 from llmsched.runtime.hub import Hub
+from llmsched.runtime.inputs import check_input
 from llmsched.runtime.live import LiveScript
 from llmsched.runtime.observer import Observer, Silent
 from llmsched.runtime.run import JobRun
@@ -348,7 +349,8 @@ class Service:
         """The accepted job, durable, and whether it is new (False: an idempotency key was used again).
 
         A caller that goes away in the middle changes nothing: what was written is also run.
-        Raises InvalidInput, UnknownName, Conflict (idempotency key used for another request), or Overloaded.
+        Raises InvalidInput, UnknownName, Conflict (idempotency key used for another request), Overloaded, or
+        BackendError (the database is away, or this service is about to be).
         """
         return await asyncio.shield(asyncio.ensure_future(self._submit(new)))
 
@@ -386,6 +388,8 @@ class Service:
         self._check_room()
         application = self.applications.newest(new.application)
         recording = self._recording(new, application)
+        if recording is None:
+            check_input(application, new.input)
         id = new_job_id(self.clock.now())
         script = self._script(id, application, new.input, recording)
         unfolded = script.begin()
@@ -440,9 +444,9 @@ class Service:
 
     def _check_room(self) -> None:
         if self.is_stopping:
-            raise Overloaded("the service is shutting down; retry in a few seconds", retry_after=5.0)
+            raise BackendError("the service is shutting down; retry in a few seconds")
         if not self._journal.healthy:
-            raise Overloaded("the database does not answer, so nothing can be accepted; retry soon", retry_after=5.0)
+            raise BackendError("the database does not answer, so nothing can be accepted; retry soon")
         active = len(self._runs) + self._submitting
         if active >= self.limits.active_jobs:
             raise Overloaded(

@@ -259,6 +259,11 @@ class InProcessService(Client):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30.0)
 
+    async def stop_engines(self) -> None:
+        """All emulated engines go away; what runs there is cut off."""
+        for engine in self.engines:
+            await engine.stop()
+
     @asynccontextmanager
     async def stream(self, path: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[LiveStream]:
         """An event stream that is read chunk by chunk, by a client that goes away at the end of the block."""

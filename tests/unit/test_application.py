@@ -14,16 +14,10 @@ from hypothesis import strategies as st
 from llmsched import catalogue
 from llmsched.catalogue import installed_applications, load_application
 from llmsched.errors import InvalidApplication, UnknownName
-from llmsched.model.application import (
-    MAX_STAGES,
-    Application,
-    Candidate,
-    Expected,
-    StageSpec,
-    validate_plan,
-)
+from llmsched.model.application import Application
 from llmsched.model.kinds import StageKind
 from llmsched.model.latency import GENERIC_7B
+from llmsched.model.spec import MAX_STAGES, Candidate, Expected, StageSpec, validate_plan
 
 A_NAME = "a name starts with a letter and uses only letters, digits, '_', '-' and '.' (at most 64)"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmsched.errors import InvalidTransition
-from llmsched.model.application import Application, StageSpec
+from llmsched.model.application import Application
 from llmsched.model.events import (
     Batch,
     CancelTask,
@@ -35,6 +35,7 @@ from llmsched.model.events import (
 )
 from llmsched.model.job import JobStatus, StageState, TaskState
 from llmsched.model.kinds import StageKind
+from llmsched.model.spec import StageSpec
 from llmsched.policies import make_policy
 from llmsched.policies.base import Change, Pick, Policy, View
 from llmsched.policies.fcfs import Fcfs

@@ -34,13 +34,13 @@ def world(luck: Luck, seed: int, jobs: int, policy: str) -> World:
     return World([(*random_job(rng), at) for at in arrivals], policy=policy, luck=luck, seed=seed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(LUCK, st.integers(0, 2**32), st.integers(1, 12), st.sampled_from(sorted(POLICIES)))
 def test_promises_hold_whatever_happens(luck: Luck, seed: int, jobs: int, policy: str) -> None:
     world(luck, seed, jobs, policy).run()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 12), st.sampled_from(sorted(POLICIES)))
 def test_every_job_completes_in_a_kind_world(seed: int, jobs: int, policy: str) -> None:
     kind = world(Luck(), seed, jobs, policy)
@@ -50,7 +50,7 @@ def test_every_job_completes_in_a_kind_world(seed: int, jobs: int, policy: str) 
     assert kind.scheduler.stats.dispatches == sum(job.recording.n_tasks for job in kind.jobs.values())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 8))
 def test_crashes_cost_no_job_its_completion(seed: int, jobs: int) -> None:
     crashing = world(Luck(crashing=0.3, losing=0.05, tick=0.3), seed, jobs, "fcfs")

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsched.catalogue import installed_applications
-from llmsched.model.application import Application, StageSpec
+from llmsched.model.application import Application
 from llmsched.model.events import Reveal
 from llmsched.model.kinds import StageKind
 from llmsched.model.recording import RecordedTask, Recording
+from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import RecordedUnfolding, Unfolded
 from llmsched.workloads.generator import generate
 from llmsched.workloads.traces import read_trace, trace_path

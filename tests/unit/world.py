@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from llmsched.model.application import Application, StageSpec
+from llmsched.model.application import Application
 from llmsched.model.events import (
     Batch,
     CancelTask,
@@ -41,6 +41,7 @@ from llmsched.model.events import (
 from llmsched.model.job import StageState, TaskState
 from llmsched.model.kinds import StageKind
 from llmsched.model.recording import Recording
+from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import RecordedUnfolding, Unfolded
 from llmsched.policies import POLICIES, make_policy
 from llmsched.scheduler import Backoff, Scheduler

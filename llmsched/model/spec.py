@@ -1,0 +1,249 @@
+"""The stages of an application as values, and what makes them a valid DAG: names, bounds, parents, no cycle.
+
+A stage is *skipped* when its condition says so, or when all of its parents were skipped. A dynamic stage is a
+placeholder: when its planner finishes, stages named after candidates take its place; it is done when they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from itertools import islice
+from reprlib import Repr
+from typing import Protocol, cast
+
+from llmsched.errors import InvalidApplication
+from llmsched.model.kinds import StageKind
+
+#: Bounds that keep one application from swallowing the service.
+MAX_STAGES = 1_000
+MAX_TASKS = 1_000
+MAX_ITERATIONS = 100
+MAX_DEPTH = 50
+MAX_NUMBER = 10**9
+
+#: Pools of stages that name neither a pool nor a model.
+DEFAULT_POOLS = {StageKind.LLM: "llm", StageKind.REGULAR: "cpu", StageKind.DYNAMIC: ""}
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+A_NAME = "starts with a letter and uses only letters, digits, '_', '-' and '.' (at most 64)"
+
+
+class Curve(Protocol):
+    """The part of a latency curve that turns tokens into seconds."""
+
+    def reference(self, prompt_tokens: float, output_tokens: float) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Declared means of one stage, used until something is learned. Tokens and seconds are per task.
+
+    A dynamic stage declares what its plan costs: `tasks` planned tasks, each the mean over its LLM and regular ones.
+    """
+
+    probability: float = 1.0
+    tasks: float = 1.0
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
+    duration: float = 0.0
+
+    def work(self, kind: StageKind, curve: Curve) -> float:
+        """Mean reference work of the stage in seconds, not executed counted as zero."""
+        each = 0.0 if kind is StageKind.LLM else self.duration
+        if kind is not StageKind.REGULAR:
+            each += curve.reference(self.prompt_tokens, self.output_tokens)
+        return self.probability * self.tasks * each
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A stage that a planner may choose for a dynamic stage."""
+
+    name: str
+    kind: StageKind = StageKind.REGULAR
+    pool: str = "cpu"
+    handler: str | None = None
+    input: tuple[str, ...] = ()
+    output: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """One stage of the padded DAG, as far as the scheduler and the performers need to know it."""
+
+    name: str
+    kind: StageKind
+    after: tuple[str, ...] = ()
+    pool: str = ""
+    #: Parallel tasks where their number is fixed; `for_each` or a recording may say otherwise, up to max_tasks.
+    tasks: int = 1
+    max_tasks: int = 1
+    #: Failed attempts per task beyond the first before the job fails.
+    retries: int = 2
+    #: Seconds one attempt may take; None: the service's default.
+    timeout: float | None = None
+    iteration: int | None = None
+    loop: str | None = None
+    #: The dynamic stage whose plan brought this stage into being.
+    parent: str | None = None
+    expected: Expected = field(default_factory=Expected)
+    # --- dynamic stages
+    planner: str | None = None
+    candidates: tuple[Candidate, ...] = ()
+    edges: tuple[tuple[str, str], ...] | None = None
+    max_stages: int = 16
+    # --- how it is executed when it is no recording: templates and expressions, see llmsched.runtime.live
+    when: str | None = None
+    for_each: str | None = None
+    prompt: str | None = None
+    system: str | None = None
+    model: str | None = None
+    max_tokens: int | None = None
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    response_format: Mapping[str, object] | None = None
+    handler: str | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def is_executable(self) -> bool:
+        """Whether the stage says how to run without a recording."""
+        match self.kind:
+            case StageKind.LLM:
+                return self.prompt is not None
+            case StageKind.REGULAR:
+                return self.handler is not None
+            case StageKind.DYNAMIC:
+                return all(c.handler is not None for c in self.candidates)
+
+
+def validated_stages(name: str, stages: Sequence[StageSpec]) -> tuple[StageSpec, ...]:
+    if not NAME.fullmatch(name):
+        raise InvalidApplication(f"application {show(name)}: a name {A_NAME}", field="name")
+    where = f"application {name!r}"
+    if not stages:
+        raise InvalidApplication(f"{where} has no stages; give it at least one", field="stages")
+    if len(stages) > MAX_STAGES:
+        raise InvalidApplication(
+            f"{where} has more than {MAX_STAGES} stages after its loops are padded; use fewer", field="stages"
+        )
+    ordered = in_topological_order(where, stages)
+    by_name = {s.name: s for s in ordered}
+    for s in ordered:
+        _check_stage(where, s, by_name)
+    return ordered
+
+
+def _check_stage(where: str, s: StageSpec, by_name: Mapping[str, StageSpec]) -> None:
+    this = f"{where}, stage {s.name!r}"
+    if not 1 <= s.max_tasks <= MAX_TASKS:
+        raise InvalidApplication(f"{this}: max_tasks is {s.max_tasks}; it must be between 1 and {MAX_TASKS}")
+    if not 1 <= s.tasks <= s.max_tasks:
+        raise InvalidApplication(f"{this}: tasks is {s.tasks}; it must be between 1 and max_tasks ({s.max_tasks})")
+    if not 0 <= s.retries <= 100:
+        raise InvalidApplication(f"{this}: retries is {s.retries}; it must be between 0 and 100")
+    if s.timeout is not None and not 0 < s.timeout < float("inf"):
+        raise InvalidApplication(f"{this}: timeout is {s.timeout}; it must be a positive number of seconds")
+    if s.kind is not StageKind.DYNAMIC:
+        if s.candidates or s.planner:
+            raise InvalidApplication(f"{this}: only a dynamic stage has candidates or a planner")
+        return
+    if not s.candidates:
+        raise InvalidApplication(f"{this} is dynamic and needs candidates: the stages a plan may choose from")
+    if s.planner is None or s.planner not in s.after or by_name[s.planner].kind is not StageKind.LLM:
+        raise InvalidApplication(
+            f"{this} is dynamic and needs a planner: the llm stage among {list(s.after)} whose output is the plan"
+        )
+    if not 1 <= s.max_stages <= MAX_STAGES:
+        raise InvalidApplication(f"{this}: max_stages is {s.max_stages}; it must be between 1 and {MAX_STAGES}")
+    names = dict.fromkeys(c.name for c in s.candidates)
+    if len(names) < len(s.candidates):
+        counts = Counter(c.name for c in s.candidates)
+        twice = next(name for name in names if counts[name] > 1)
+        raise InvalidApplication(f"{this}: candidate {twice!r} is listed {counts[twice]} times; names must differ")
+    for c in s.candidates:
+        if c.kind is StageKind.DYNAMIC:
+            raise InvalidApplication(f"{this}: candidate {c.name!r} is dynamic; a plan cannot contain another plan")
+    for edge in s.edges or ():
+        for end in edge:
+            if end not in names:
+                raise InvalidApplication(
+                    f"{this}: edge {show(list(edge))} names {show(end)}, which is not one of its candidates:"
+                    f" {listed(names)}"
+                )
+
+
+def in_topological_order(where: str, stages: Sequence[StageSpec]) -> tuple[StageSpec, ...]:
+    """Stages with every parent before its children; otherwise in the order given."""
+    by_name: dict[str, StageSpec] = {}
+    for s in stages:
+        if s.name in by_name:
+            raise InvalidApplication(f"{where} has two stages named {s.name!r}; names must differ")
+        by_name[s.name] = s
+    for s in stages:
+        for parent in s.after:
+            if parent not in by_name:
+                raise InvalidApplication(
+                    f"{where}, stage {s.name!r}: unknown parent {show(parent)} in 'after'; known: {listed(by_name)}"
+                )
+    try:
+        order = list(TopologicalSorter({s.name: s.after for s in stages}).static_order())
+    except CycleError as error:
+        path = cast(list[str], error.args[1])
+        shown = " -> ".join(path if len(path) < 10 else [*path[:8], "…", path[-1]])
+        raise InvalidApplication(f"{where} has a cycle: {shown}; a stage cannot wait for itself") from None
+    depth: dict[str, int] = {}
+    for name in order:
+        depth[name] = 1 + max((depth[p] for p in by_name[name].after), default=-1)
+    given = {s.name: i for i, s in enumerate(stages)}
+    if all(given[p] < given[s.name] for s in stages for p in s.after):
+        return tuple(stages)
+    return tuple(sorted(stages, key=lambda s: (depth[s.name], given[s.name])))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as they can stand in a sentence."""
+    first = list(islice(names, 21))
+    return ", ".join([*first[:20], *(["…"] if len(first) > 20 else [])]) or "none"
+
+
+def show(value: object) -> str:
+    """A value as it can stand in a sentence: short, and never itself an error."""
+    return _short.repr(value)
+
+
+_short = Repr()
+_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring, _short.maxother = 2, 3, 3, 80, 80
+
+
+def validate_plan(
+    dynamic: StageSpec, plan: Sequence[StageSpec], *, chosen: Mapping[str, str] | None = None
+) -> tuple[StageSpec, ...]:
+    """The stages a planner asked for, in topological order, checked against candidates, edges and bound.
+
+    plan: stages whose `after` names other stages of the plan. chosen: stage name -> candidate name (default: the
+    stage's own name). Raises InvalidApplication with one sentence; nothing is half accepted.
+    """
+    where = f"the plan for {dynamic.name!r}"
+    known = [c.name for c in dynamic.candidates]
+    of = {s.name: (chosen or {}).get(s.name, s.name) for s in plan}
+    if len(plan) > dynamic.max_stages:
+        raise InvalidApplication(
+            f"{where} has {len(plan)} stages, at most {dynamic.max_stages} are allowed; plan fewer or raise max_stages"
+        )
+    for name, candidate in of.items():
+        if candidate not in known:
+            raise InvalidApplication(
+                f"{where} uses {candidate!r} (stage {name!r}), which is not one of its candidates: {listed(known)}"
+            )
+    allowed = None if dynamic.edges is None else set(dynamic.edges)
+    for s in plan:
+        for parent in s.after:
+            if allowed is not None and parent in of and (of[parent], of[s.name]) not in allowed:
+                raise InvalidApplication(
+                    f"{where} connects {of[parent]!r} to {of[s.name]!r}, which is not one of its edges"
+                )
+    return in_topological_order(where, plan)
