@@ -218,13 +218,21 @@ class Client:
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> Client:
+        self._open()
+        return self
+
+    def _open(self) -> None:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(total=600),
+            timeout=aiohttp.ClientTimeout(total=900),
             headers={"content-type": "application/json"},
             read_bufsize=1 << 20,
         )
-        return self
+
+    async def close_idle(self) -> None:
+        """Closes every connection; the next request opens a new one."""
+        await self._session.close()
+        self._open()
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
@@ -265,13 +273,14 @@ class Client:
     async def follow(self, id: str) -> float:
         """Reads the event stream of a job to its end; the moment (perf_counter) of the completion event."""
         async with self._session.get(f"{self.url}/v1/jobs/{id}/events") as response:
-            tail = b""
-            async for chunk in response.content.iter_any():
+            tail, completed = b"", 0.0
+            async for chunk in response.content.iter_any():  # to its end, so that the connection can be used again
                 tail = tail[-32:] + chunk
-                if b"event: job.completed" in tail:
-                    return time.perf_counter()
-                assert b"event: job.failed" not in tail, tail
-        raise RuntimeError(f"the events of {id} ended without job.completed")
+                if not completed and b"event: job.completed" in tail:
+                    completed = time.perf_counter()
+        if not completed:
+            raise RuntimeError(f"the events of {id} ended without job.completed: {tail!r}")
+        return completed
 
     async def all_events(self) -> AsyncIterator[tuple[bytes, bytes]]:
         """(type, data) of every event of every job; a first empty pair once the stream is open."""

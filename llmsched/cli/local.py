@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,14 +28,15 @@ def register(app: typer.Typer) -> None:
 
 def apps(
     put: Annotated[
-        Path | None, typer.Option(help="Register the application in this YAML or JSON file with the service first.")
+        Path | None, typer.Option(help="First register the application in this YAML or JSON file with the service.")
     ] = None,
     url: _Url = None,
     as_json: Json = False,
 ) -> None:
     """List applications: those installed, or with --url those of a service."""
     if put is not None or url is not None:
-        rows = ask(url or DEFAULT_URL, lambda api: _registered(api, put))
+        there = url or os.environ.get("LLMSCHED_URL", DEFAULT_URL)
+        rows = ask(there, lambda api: _registered(api, put))
     else:
         rows = [
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,9 +70,16 @@ def serve(
 
 
 def run(coroutine: Any) -> None:
-    """Runs a coroutine on uvloop."""
+    """Runs a coroutine on uvloop.
+
+    The garbage collector leaves alone what is loaded by now and looks at the rest less often: thousands of live jobs
+    hold no cycles, and walking through them costs 20 ms of the median latency at 100 jobs a second.
+    """
     import uvloop
 
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(coroutine)
 
@@ -85,7 +93,7 @@ def emulate(
     port: Annotated[int, typer.Option(help="Port of the first engine; 0 picks free ones.")] = 8100,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     engines: Annotated[int, typer.Option(help="Engines in this process, on successive ports.")] = 1,
-    latency: Annotated[str, typer.Option(help="Latency curve: a name or a file of calibrate.")] = "generic-7b",
+    latency: Annotated[str, typer.Option(help="Latency curve: a name or a JSON file.")] = "generic-7b",
     max_batch: Annotated[int, typer.Option(help="Requests an engine runs at once.")] = 16,
     speed: Annotated[float, typer.Option(help="Run so many times faster.")] = 1.0,
     model: Annotated[str, typer.Option(help="Name of the model it claims to serve.")] = "emulated",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,10 +12,14 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from llmsched import __version__
+from llmsched.errors import BackendError
 from llmsched.gateway import jobs, management, problems
 from llmsched.gateway.context import Context
 from llmsched.gateway.edge import Edge
 from llmsched.gateway.schemas import Status, Version
+
+#: Seconds the database has to answer before the service calls itself not ready.
+_PATIENCE = 2.0
 
 _DESCRIPTION = """Submit jobs of compound LLM applications: they become DAGs of LLM and regular tasks, which are ordered
 so that the average job completes as early as possible, and run on vLLM engines and workers.
@@ -89,6 +94,11 @@ async def _not_ready(context: Context) -> str | None:
         return "the service is starting"
     if not context.journal.healthy:
         return f"the database does not take writes: {context.journal.last_error}"
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await context.store.ping()
+    except (BackendError, TimeoutError) as error:
+        return f"the database does not answer: {str(error) or f'not within {_PATIENCE:g} seconds'}"
     engines = list(service.engines)
     if not engines:
         return "no engine is configured; add one with POST /v1/engines or --engine URL"

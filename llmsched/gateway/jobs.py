@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
@@ -22,17 +19,16 @@ from llmsched.gateway.schemas import (
     BatchForm,
     BatchItem,
     BatchView,
-    ClassName,
     JobForm,
     JobPage,
     JobQuery,
     JobSummary,
     JobView,
-    StageView,
 )
 from llmsched.gateway.stream import all_stream, job_stream
+from llmsched.gateway.views import read_cursor, stages, summary, write_cursor
 from llmsched.model.job import JobStatus
-from llmsched.model.records import JobRecord, StageRecord
+from llmsched.model.records import JobRecord
 from llmsched.runtime.service import NewJob, digest_of
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=JsonRoute, responses=responses(401, 503))
@@ -52,8 +48,24 @@ IdempotencyKey = Annotated[
 
 _EVENT_ID = re.compile(r"[0-9]{1,15}")
 
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "description": "number of the event, of one job's stream"},
+        "event": {"type": "string", "description": "type of the event"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+    "examples": [
+        {
+            "id": "4",
+            "event": "stage.completed",
+            "data": '{"job":"job_01m7y7nf5pk8qby37hnf","at":1795237264.61,"stage":"test_gen","seconds":0.03}',
+        }
+    ],
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": _EVENT}}}
 }
 
 
@@ -109,8 +121,7 @@ async def job(id: str, here: Here, tenant: Tenant) -> JobView:
     live = here.service.stages(id) if record.finished_at is None else {}
     rows = await here.store.stages(id)
     application = await here.service.applications.at(record.application, record.version)
-    template = {s.name: {"kind": s.kind.value, "after": s.after, "pool": s.pool} for s in application.stages}
-    return JobView(**summary(record).model_dump(), stages=_stages(template, rows, live))
+    return JobView(**summary(record).model_dump(), stages=stages(application, rows, live))
 
 
 @router.post("/jobs/{id}/cancel", status_code=202, responses=responses(404, 409))
@@ -123,11 +134,7 @@ async def cancel(id: str, here: Here, tenant: Tenant) -> JobSummary:
     return summary(record)
 
 
-@router.get(
-    "/jobs/{id}/events",
-    responses=_STREAM | responses(400, 404),
-    response_class=StreamingResponse,
-)
+@router.get("/jobs/{id}/events", responses=_STREAM | responses(400, 404), response_class=StreamingResponse)
 async def events(
     id: str,
     here: Here,
@@ -154,7 +161,7 @@ async def all_events(here: Here, tenant: Tenant) -> StreamingResponse:
     return _stream(all_stream(here.service.hub, tenant))
 
 
-def _stream(body: Any) -> StreamingResponse:
+def _stream(body: AsyncIterator[bytes]) -> StreamingResponse:
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(body, media_type="text/event-stream", headers=headers)
 
@@ -194,81 +201,3 @@ def _new_job(form: JobForm, tenant: str, key: str | None) -> NewJob:
         idempotency_key=key,
         request_digest=None if body is None else digest_of(body),
     )
-
-
-def summary(record: JobRecord) -> JobSummary:
-    return JobSummary(
-        id=record.id,
-        application=record.application,
-        version=record.version,
-        status=record.status,
-        class_=ClassName[record.job_class.name],
-        submitted_at=record.submitted_at,
-        started_at=record.started_at,
-        finished_at=record.finished_at,
-        metadata=dict(record.metadata),
-        recorded=record.has_recording,
-        off_profile=list(record.off_profile),
-        result=_sendable(record.result),
-        error=_sendable(record.error),
-    )
-
-
-def _sendable(value: Any) -> Any:
-    """JSON as it can be sent: half a surrogate pair, which the store keeps and UTF-8 cannot express, becomes a '?'."""
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-    return value
-
-
-def _stages(
-    template: Mapping[str, dict[str, Any]], rows: Sequence[StageRecord], live: Mapping[str, dict[str, Any]]
-) -> list[StageView]:
-    """Template order first, then generated stages in order of appearance; committed rows win over what runs."""
-    committed = {row.name: row for row in rows}
-    names = dict.fromkeys([*template, *live, *committed])
-    views = []
-    for name in names:
-        if name in committed:
-            views.append(_committed(committed[name]))
-        elif name in live:
-            views.append(StageView(**live[name]))
-        else:
-            views.append(StageView(name=name, state="waiting", **template[name]))
-    return views
-
-
-def _committed(row: StageRecord) -> StageView:
-    is_llm = row.kind.value == "llm"
-    return StageView(
-        name=row.name,
-        kind=row.kind,
-        state="skipped" if row.state == "skipped" else "done",
-        after=list(row.after),
-        parent=row.parent,
-        pool=row.pool,
-        tasks=len(row.results),
-        done=len(row.results),
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        prompt_tokens=sum(r.prompt_tokens for r in row.results) if is_llm else None,
-        output_tokens=sum(r.output_tokens for r in row.results) if is_llm else None,
-        executors=list(dict.fromkeys(row.executors)),
-    )
-
-
-def write_cursor(number: int) -> str:
-    return base64.urlsafe_b64encode(b"n%d" % number).decode().rstrip("=")
-
-
-def read_cursor(cursor: str) -> int:
-    """Raises 400 for a cursor that no page ever gave out."""
-    try:
-        number = int(base64.urlsafe_b64decode(cursor[:64] + "=" * (-len(cursor) % 4)).removeprefix(b"n"))
-    except ValueError:
-        number = 0
-    if write_cursor(number) != cursor:
-        raise HTTPException(400, f"cursor {cursor[:64]!r} is not one that a page gave out; leave it out to start anew")
-    return number

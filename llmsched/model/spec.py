@@ -117,7 +117,7 @@ class StageSpec:
             case StageKind.REGULAR:
                 return self.handler is not None
             case StageKind.DYNAMIC:
-                return all(c.handler is not None for c in self.candidates)
+                return all(c.handler is not None or c.kind is StageKind.LLM for c in self.candidates)
 
 
 def validated_stages(name: str, stages: Sequence[StageSpec]) -> tuple[StageSpec, ...]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from typing import NamedTuple, Protocol
 
-from llmsched.errors import BackendError
+from llmsched.errors import BackendError, Conflict, InvalidInput
 from llmsched.model.records import Writes
 
 log = logging.getLogger(__name__)
@@ -166,6 +166,9 @@ class Journal:
                     raise
                 again = True
                 await asyncio.sleep(delay)
+            except (Conflict, InvalidInput):  # refused, but by a database that is there
+                self.healthy = True
+                raise
             else:
                 if not self.healthy:
                     log.info("database takes writes again")

@@ -76,7 +76,9 @@ class Client:
         return await self.http.delete(path, **options)
 
     async def submit(self, *, headers: Mapping[str, str] | None = None, **fields: Any) -> dict[str, Any]:
-        """The accepted job. Without `application` it is that of the recording."""
+        """The accepted job. Without `application` it is that of the recording; `class_` is the field `class`."""
+        if "class_" in fields:
+            fields["class"] = fields.pop("class_")
         if "recording" in fields:
             fields.setdefault("application", fields["recording"]["app"])
         response = await self.post("/v1/jobs", json=fields, headers=headers)

@@ -23,7 +23,14 @@ from llmsched.logs import JsonLines, TextLines
 from llmsched.model.records import EventRecord, Writes
 from llmsched.runtime.hub import Hub
 from tests.integration.databases import postgres, postgres_url, store_url
-from tests.integration.service import InProcessService, a_recording, events_of, in_process_service, running_service
+from tests.integration.service import (
+    InProcessService,
+    a_recording,
+    events_of,
+    in_process_service,
+    running_service,
+    until,
+)
 
 __all__ = ["postgres", "postgres_url", "store_url"]
 
@@ -122,15 +129,21 @@ async def test_a_job_is_accepted_runs_and_tells_its_story(service: InProcessServ
     assert {s["state"] for s in view["stages"][1:]} == {"skipped"}
 
 
+def hold_writes(service: InProcessService, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """The database takes nothing until the event is set."""
+    gate, write = asyncio.Event(), service.context.store.write
+
+    async def held(writes: Writes, *, again: bool = False) -> None:
+        await gate.wait()
+        await write(writes, again=again)
+
+    monkeypatch.setattr(service.context.store, "write", held)
+    return gate
+
+
 async def test_the_answer_waits_until_the_job_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with in_process_service(tmp_path, emulate=0) as service:
-        gate, write = asyncio.Event(), service.context.store.write
-
-        async def slow(writes: Writes, *, again: bool = False) -> None:
-            await gate.wait()
-            await write(writes, again=again)
-
-        monkeypatch.setattr(service.context.store, "write", slow)
+        gate = hold_writes(service, monkeypatch)
         answer = asyncio.create_task(service.submit(recording=SHORT))
         await asyncio.wait((answer,), timeout=0.1)
         assert not answer.done()
@@ -142,17 +155,21 @@ async def test_the_answer_waits_until_the_job_is_durable(tmp_path: Path, monkeyp
         database.close()
 
 
-async def test_a_client_that_hangs_up_in_the_middle_changes_nothing(service: InProcessService) -> None:
-    """What was written is run, and its key is answered with it."""
-    headers = {"Idempotency-Key": "hangs-up"}
-    body = {"application": "code_generation", "recording": SHORT}
-    request = asyncio.create_task(service.post("/v1/jobs", json=body, headers=headers))
-    before = await stored(service)
-    request.cancel()
-    await asyncio.wait((request,))
-    job = await service.submit(headers=headers, **body)
-    assert (await service.finished(job["id"]))["status"] == "completed"
-    assert await stored(service) == before + (1 if before == await stored(service) - 1 else 0)
+async def test_a_client_that_hangs_up_in_the_middle_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is being written is also run, and the client's second attempt finds it."""
+    async with in_process_service(tmp_path) as service:
+        gate = hold_writes(service, monkeypatch)
+        headers = {"Idempotency-Key": "hangs-up"}
+        first = asyncio.create_task(service.submit(recording=SHORT, headers=headers))
+        await until(lambda: service.context.journal.pending, what="the write")
+        first.cancel()
+        await asyncio.wait((first,))
+        again = asyncio.create_task(service.submit(recording=SHORT, headers=headers))
+        gate.set()
+        assert (await service.finished((await again)["id"]))["status"] == "completed"
+        assert await stored(service) == 1
 
 
 async def test_a_running_job_shows_its_stages_and_can_be_cancelled(tmp_path: Path) -> None:
@@ -220,11 +237,11 @@ async def test_a_batch_has_between_one_and_a_thousand_jobs(service: InProcessSer
 async def test_pages_stay_put_while_jobs_arrive(tmp_path: Path) -> None:
     async with in_process_service(tmp_path, emulate=0) as service:
         ids = [(await service.submit(recording=SHORT))["id"] for _ in range(25)]
-        found, cursor = [], ""
-        while cursor is not None:
-            page = (await service.get("/v1/jobs", params={"limit": 10} | ({"cursor": cursor} if cursor else {}))).json()
+        found, query = [], {"limit": "10"}
+        while query:
+            page = (await service.get("/v1/jobs", params=query)).json()
             found.append([job["id"] for job in page["items"]])
-            cursor = page["next_cursor"]
+            query = {"limit": "10", "cursor": page["next_cursor"]} if page["next_cursor"] else {}
             await service.submit(recording=SHORT)
         assert [len(page) for page in found] == [10, 10, 5]
         assert [id for page in found for id in page] == ids[::-1]
@@ -544,9 +561,7 @@ async def test_not_ready_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         core, context = service.context.service, service.context
         id = next(iter(core.engines)).id
         await service.stop_engines()
-        async with asyncio.timeout(10):
-            while (await service.get("/ready")).status_code == 200:  # noqa: ASYNC110 (of a probe)
-                await asyncio.sleep(0.01)
+        await until(lambda: not core.engines[id].is_healthy, what="the news that the engine is gone")
         assert await reason() == "none of the 1 engines is healthy; jobs are accepted and wait"
         await service.delete(f"/v1/engines/{id}")
         assert await reason() == "no engine is configured; add one with POST /v1/engines or --engine URL"
@@ -559,9 +574,7 @@ async def test_not_ready_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(context.store, "write", broken)
             lost = asyncio.ensure_future(context.journal.append(Writes(events=[EventRecord("x", 1, "x", 0.0)])))
-            async with asyncio.timeout(10):
-                while context.journal.healthy:  # noqa: ASYNC110 (of a writer)
-                    await asyncio.sleep(0.01)
+            await until(lambda: not context.journal.healthy, what="the failure of a write")
             assert await reason() == "the database does not take writes: the disk is gone"
             body = {"application": "code_generation", "recording": SHORT}
             refused = await service.post("/v1/jobs", json=body)
@@ -569,6 +582,13 @@ async def test_not_ready_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert int(refused.headers["retry-after"]) >= 1
         await asyncio.wait((lost,))
         lost.exception()
+
+        async def mute() -> None:
+            raise BackendError("connection refused")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(context.store, "ping", mute)
+            assert await reason() == "the database does not answer: connection refused"
 
         core.is_stopping = True
         assert await reason() == "the service is shutting down"
@@ -779,7 +799,7 @@ async def test_a_live_scrape_tells_the_truth(tmp_path: Path) -> None:
     async with in_process_service(tmp_path, emulate=2, max_batch=3) as service:
         recordings = [a_recording(name, seed) for seed in range(3) for name in ("code_generation", "web_search")]
         for recording in recordings:
-            job = await service.submit(recording=recording, **{"class": "batch"})
+            job = await service.submit(recording=recording, class_="batch")
             assert (await service.finished(job["id"]))["status"] == "completed"
         for id in ("engine-1", "engine-2"):
             await service.post(f"/v1/engines/{id}/drain")

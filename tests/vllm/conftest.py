@@ -11,6 +11,7 @@ import pytest
 
 from tests.vllm.engine import RealEngine, running
 
+# Imported by the tests only later, or else their assertions would say nothing but AssertionError.
 pytest.register_assert_rewrite("tests.integration.service", "tests.vllm.checks")
 
 HERE = Path(__file__).parent
@@ -42,10 +43,10 @@ def vllm_python() -> str:
 
 @pytest.fixture(scope="session")
 def engine(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:
-    """A real vLLM with 8 slots, shared by all tests: compare its counters before and after.
+    """A real vLLM with 16 slots, shared by all tests: compare its counters before and after.
 
-    A test may kill or restart it if it leaves it running.
+    A test may kill it if it starts it again.
     """
     log = tmp_path_factory.mktemp("vllm") / "engine.log"
-    with running(RealEngine(vllm_python, log)) as started:
+    with running(RealEngine(vllm_python, log, slots=16)) as started:
         yield started

@@ -203,9 +203,9 @@ class RealEngine:
     def stop(self, deadline: float = 20.0) -> None:
         """Ask the server to end, as an operator would, and then make sure that no process of it is left."""
         if self._process is not None:
-            for pid in self.pids()[:1]:
-                os.kill(pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                for pid in self.pids()[:1]:
+                    os.kill(pid, signal.SIGTERM)
                 self._process.wait(deadline)
         self.kill()
 
@@ -263,10 +263,6 @@ class RealEngine:
         """Requests that the engine has and has not finished, running or waiting."""
         scrape = self.metrics()
         return int(scrape.value("vllm:num_requests_running") + scrape.value("vllm:num_requests_waiting"))
-
-    def wait_idle(self, deadline: float = 30.0) -> None:
-        """Wait until no request runs or waits in the engine."""
-        self.wait_until(lambda: self.running() == 0, deadline, "idle")
 
     def aborted(self) -> list[str]:
         """Requests of the latest start that clients gave up, in order.

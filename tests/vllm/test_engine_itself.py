@@ -106,12 +106,12 @@ async def test_closing_the_connection_stops_the_request(engine: RealEngine, clie
     assert engine.aborted()[seen:] == ["gone-1"]
 
 
-async def test_a_ninth_request_waits_and_leaves_the_queue_when_its_client_goes(
+async def test_one_request_too_many_waits_and_leaves_the_queue_when_its_client_goes(
     engine: RealEngine, client: httpx.AsyncClient
 ) -> None:
     before, seen = engine.counters(), len(engine.aborted())
     filling = [
-        asyncio.create_task(client.post(COMPLETIONS, json=recorded(5, 5000), headers={"X-Request-Id": f"fill-{i}"}))
+        asyncio.create_task(client.post(COMPLETIONS, json=recorded(5, 5000), headers={"X-Request-Id": f"fill-{i:02}"}))
         for i in range(engine.slots)
     ]
     await eventually(lambda: engine.counter("vllm:num_requests_running") == engine.slots)
@@ -128,7 +128,7 @@ async def test_a_ninth_request_waits_and_leaves_the_queue_when_its_client_goes(
 
     moved = engine.counters() - before
     assert (moved.prompt_tokens, moved.finished) == (5 * engine.slots, {})  # nothing of the 400
-    assert sorted(engine.aborted()[seen:]) == [*(f"fill-{i}" for i in range(engine.slots)), "waiting"]
+    assert sorted(engine.aborted()[seen:]) == [*(f"fill-{i:02}" for i in range(engine.slots)), "waiting"]
 
 
 async def test_waiting_requests_start_in_order_of_priority(engine: RealEngine, client: httpx.AsyncClient) -> None:
@@ -139,7 +139,7 @@ async def test_waiting_requests_start_in_order_of_priority(engine: RealEngine, c
         assert answer.status_code == 200
         finished.append(priority)
 
-    # One of the eight ends long before the others, so the queue drains through one slot, one at a time.
+    # One of them ends long before the others, so the queue drains through one slot, one at a time.
     filling = [
         asyncio.create_task(client.post(COMPLETIONS, json=recorded(5, n))) for n in (300, *[5000] * (engine.slots - 1))
     ]

@@ -257,7 +257,7 @@ async def test_jobs_finish_after_the_engine_was_killed_and_came_back(
     await eventually(lambda: engine.exited, 20.0)
     before_restart = engine.received()[seen:]
     down = await engine_once(service, healthy=False)
-    assert engine.url in down["last_error"]
+    assert down["last_error"]
     assert (await service.get("/ready")).status_code == 503
     assert (await scrape(service)).value("llmsched_engine_up") == 0
 

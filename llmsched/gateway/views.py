@@ -1,0 +1,95 @@
+"""Jobs and stages as clients see them, and the cursors of their pages."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+
+from llmsched.gateway.schemas import ClassName, JobSummary, StageView
+from llmsched.model.application import Application
+from llmsched.model.kinds import StageKind
+from llmsched.model.records import JobRecord, StageRecord
+
+
+def summary(record: JobRecord) -> JobSummary:
+    """A job without its stages."""
+    return JobSummary(
+        id=record.id,
+        application=record.application,
+        version=record.version,
+        status=record.status,
+        class_=ClassName[record.job_class.name],
+        submitted_at=record.submitted_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        metadata=dict(record.metadata),
+        recorded=record.has_recording,
+        off_profile=list(record.off_profile),
+        result=_sendable(record.result),
+        error=_sendable(record.error),
+    )
+
+
+def stages(
+    application: Application, rows: Sequence[StageRecord], live: Mapping[str, Mapping[str, Any]]
+) -> list[StageView]:
+    """The application's stages in its order, then generated ones in order of appearance.
+
+    rows: what is committed, which wins over `live`, what runs.
+    """
+    views = {
+        s.name: StageView(name=s.name, kind=s.kind, state="waiting", after=list(s.after), pool=s.pool)
+        for s in application.stages
+    }
+    views |= {name: StageView.model_validate(stage) for name, stage in live.items()}
+    views |= {row.name: _committed(row) for row in rows}
+    return list(views.values())
+
+
+def write_cursor(number: int) -> str:
+    """Stands for the jobs before the one of this number."""
+    return base64.urlsafe_b64encode(b"n%d" % number).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> int:
+    """Raises 400 for a cursor that no page ever gave out."""
+    try:
+        number = int(base64.urlsafe_b64decode(cursor[:64] + "=" * (-len(cursor) % 4)).removeprefix(b"n"))
+    except ValueError:
+        number = 0
+    if write_cursor(number) != cursor:
+        raise HTTPException(400, f"cursor {cursor[:64]!r} is not one that a page gave out; leave it out to start anew")
+    return number
+
+
+def _sendable(value: Any) -> Any:
+    """JSON as it can be sent: half a surrogate pair, which the store keeps and UTF-8 cannot express, becomes a '?'."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return value
+
+
+def _committed(row: StageRecord) -> StageView:
+    is_llm = row.kind is StageKind.LLM
+    return StageView(
+        name=row.name,
+        kind=row.kind,
+        state="skipped" if row.state == "skipped" else "done",
+        after=list(row.after),
+        parent=row.parent,
+        pool=row.pool,
+        tasks=len(row.results),
+        done=len(row.results),
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        prompt_tokens=sum(r.prompt_tokens for r in row.results) if is_llm else None,
+        output_tokens=sum(r.output_tokens for r in row.results) if is_llm else None,
+        executors=list(dict.fromkeys(row.executors)),
+    )

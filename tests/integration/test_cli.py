@@ -1,0 +1,411 @@
+"""The command line against a real service: what it prints, what it leaves, and how it fails in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import yaml
+
+from llmsched.cli import console
+from llmsched.cli.main import PLANNED, main
+from llmsched.runtime.supervise import free_port
+from llmsched.workloads import read_trace
+from tests.integration.service import RunningService, a_recording, running_service
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs/examples/summarize.yaml"
+KEY = "sesame-open"
+
+
+class Said(NamedTuple):
+    """What a command printed, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Cli:
+    """Runs commands in this process, where they take milliseconds; `url` and the key come from the environment."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str, stdin: bytes = b"") -> Said:
+        self._monkeypatch.setattr(sys, "argv", ["llmsched", *arguments])
+        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        return Said(code if isinstance(code, int) else 0, *self._capsys.readouterr())
+
+    def ok(self, *arguments: str, stdin: bytes = b"") -> Said:
+        said = self(*arguments, stdin=stdin)
+        assert said.status == 0, said
+        return said
+
+    def refused(self, *arguments: str, status: int = 2) -> str:
+        """The one sentence; nothing else was printed."""
+        said = self(*arguments)
+        assert said.status == status, said
+        assert said.out == ""
+        assert said.err.startswith("Error: ")
+        assert said.err.count("\n") == 1
+        return said.err.removeprefix("Error: ").strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the service; its store is jobs.db."""
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[RunningService]:
+    with asyncio.Runner() as runner:
+        settings = {"emulate": 2, "speed": 500, "api_keys": f"ann:{KEY}"}
+        started = running_service(folder, **settings)
+        running = runner.run(started.__aenter__())
+        yield running
+        runner.run(started.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Commands without a service."""
+    for name in [n for n in os.environ if n.startswith("LLMSCHED_")]:
+        monkeypatch.delenv(name)
+    for shown in (console.out, console.errors):
+        monkeypatch.setattr(shown, "_width", 200)
+    return Cli(monkeypatch, capsys)
+
+
+@pytest.fixture
+def cli(nowhere: Cli, service: RunningService, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Commands that find the service."""
+    monkeypatch.setenv("LLMSCHED_URL", service.url)
+    monkeypatch.setenv("LLMSCHED_API_KEY", KEY)
+    return nowhere
+
+
+def a_template(folder: Path, name: str) -> str:
+    """A file with an application of one stage, which sleeps as long as its input says."""
+    stage = {"name": "s", "kind": "regular", "handler": "sleep", "arguments": {"seconds": "{{ input }}"}}
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"name": name, "stages": [stage]}))
+    return str(file)
+
+
+def inputs() -> dict[str, Any]:
+    return {"text": "It was a dark and stormy night"}
+
+
+# -------------------------------------------------------------------------------------------------- the example
+
+
+def test_the_example_runs_as_the_documentation_says(cli: Cli) -> None:
+    table = cli.ok("apps", "--put", str(EXAMPLE)).out
+    assert "summarize" in table
+
+    job = cli.ok("submit", "summarize", "--input", json.dumps(inputs()), "--wait").json
+    assert job["status"] == "completed", job
+    assert job["result"]["words"] == 7
+    assert job["result"]["summary"]
+    assert [(s["name"], s["state"]) for s in job["stages"]] == [
+        ("draft", "done"),
+        ("polish", "done"),
+        ("report", "done"),
+    ]
+    draft, polish = job["stages"][:2]
+    assert 0 < draft["output_tokens"] <= 200
+    assert 0 < polish["output_tokens"] <= 60
+
+
+def test_the_example_runs_with_plain_http(service: RunningService) -> None:
+    with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20) as http:
+        put = http.put("/v1/applications/summarize", json=yaml.safe_load(EXAMPLE.read_text()))
+        assert put.status_code == 200, put.text
+        refused = http.post("/v1/jobs", json={"application": "summarize", "input": {"text": 3}})
+        assert refused.status_code == 422, refused.text
+        id = http.post("/v1/jobs", json={"application": "summarize", "input": inputs()}).json()["id"]
+        assert "event: job.completed" in http.get(f"/v1/jobs/{id}/events").text
+        assert http.get(f"/v1/jobs/{id}").json()["result"]["words"] == 7
+
+
+# -------------------------------------------------------------------------------------------------- one job
+
+
+def test_a_recording_comes_from_a_file_or_from_standard_input(cli: Cli, tmp_path: Path) -> None:
+    recording = a_recording("task_automation")
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(recording))
+
+    first = cli.ok("submit", "task_automation", "--recording", f"@{file}", "--class", "batch", "--wait").json
+    assert (first["status"], first["class"], first["recorded"]) == ("completed", "batch", True)
+    second = cli.ok("submit", "task_automation", "--recording", "@-", stdin=json.dumps(recording).encode())
+    id = second.out.strip()
+    watched = cli.ok("watch", id)
+    assert "completed" in watched.out
+
+    table = cli.ok("show", id).out
+    for stage in recording["stages"]:
+        assert stage["name"] in table
+    assert cli.ok("show", id, "--json").json["status"] == "completed"
+
+
+def test_the_same_idempotency_key_is_the_same_job(cli: Cli) -> None:
+    command = ("submit", "code_generation", "--recording", json.dumps(a_recording()), "--idempotency-key", "k1")
+    assert cli.ok(*command).out == cli.ok(*command).out
+    assert "was used for another request" in cli.refused(*command, "--class", "batch")
+
+
+def test_jobs_are_listed_newest_first(cli: Cli) -> None:
+    ids = [
+        cli.ok("submit", "web_search", "--recording", json.dumps(a_recording("web_search", k)), "--wait").json["id"]
+        for k in (1, 2)
+    ]
+    page = cli.ok("jobs", "--application", "web_search", "--json").json
+    assert [job["id"] for job in page["items"]][:2] == ids[::-1]
+    said = cli.ok("jobs", "--application", "web_search", "--status", "completed", "--limit", "1")
+    assert ids[1] in said.out
+    assert ids[0] not in said.out
+    assert "--limit shows more" in said.err
+
+
+def test_a_cancelled_job_is_waited_for_with_status_1(cli: Cli, tmp_path: Path) -> None:
+    cli.ok("apps", "--put", a_template(tmp_path, "rest"))
+    id = cli.ok("submit", "rest", "--input", "100").out.strip()
+    assert cli.ok("cancel", id).out == f"{id} is being cancelled\n"
+    watched = cli("watch", id)
+    assert watched.status == 1
+    assert "cancelled" in watched.out
+    assert cli.ok("show", id, "--json").json["status"] == "cancelled"
+
+
+def test_a_failed_job_says_why(cli: Cli, tmp_path: Path) -> None:
+    cli.ok("apps", "--put", a_template(tmp_path, "naps"))
+    said = cli("submit", "naps", "--input", '"[bold]no number"', "--wait")
+    assert said.status == 1
+    job = said.json
+    assert job["status"] == "failed"
+    shown = cli.ok("show", job["id"]).out
+    assert "[bold]no number" in shown, "what a job says is no markup"
+    assert "[bold]no number" in cli.ok("jobs", "--status", "failed").out
+
+
+# -------------------------------------------------------------------------------------------------- the service
+
+
+def test_engines_are_added_drained_resumed_and_removed(cli: Cli) -> None:
+    port = free_port()
+    listed = cli.ok("engines", "--add", f"http://127.0.0.1:{port}", "--slots", "3", "--json").json["items"]
+    (added,) = (e for e in listed if e["url"].endswith(f":{port}"))
+    assert (added["slots"], added["healthy"]) == (3, False)
+    assert "draining" in cli.ok("engines", "--drain", "emulated-1").out
+    assert "draining" not in cli.ok("engines", "--resume", "emulated-1").out
+    left = cli.ok("engines", "--remove", added["id"], "--json").json["items"]
+    assert [e["id"] for e in left] == ["emulated-1", "emulated-2"]
+
+
+def test_a_service_is_asked_what_it_has(cli: Cli, service: RunningService) -> None:
+    assert "fcfs (active)" in cli.ok("policies", "--url", service.url).out
+    assert {a["name"] for a in cli.ok("apps", "--url", service.url, "--json").json} > {"web_search"}
+
+
+def test_history_is_exported_as_a_trace(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    recording = a_recording("llm_compiler")
+    cli.ok("submit", "llm_compiler", "--recording", json.dumps(recording), "--wait")
+    out = tmp_path / "llm_compiler.jsonl.gz"
+    said = cli.ok(
+        "export", "--store", f"sqlite:///{folder}/jobs.db", "--out", str(out), "--application", "llm_compiler"
+    )
+    assert said.err == f"1 jobs written to {out}\n"
+    (job,) = read_trace(out)
+    assert job.output_tokens == sum(
+        t["output_tokens"] for s in recording["stages"] if s["kind"] == "llm" for t in s["tasks"]
+    )
+
+
+# ---------------------------------------------------------------------------------------------- without a service
+
+
+def test_what_is_installed_is_listed(nowhere: Cli) -> None:
+    assert {a["name"] for a in nowhere.ok("apps", "--json").json} >= {"code_generation", "document_merging"}
+    assert [p["name"] for p in nowhere.ok("policies", "--json").json][:2] == ["fcfs", "sjf"]
+    assert "task_automation" in nowhere.ok("apps").out
+    assert "sjf" in nowhere.ok("policies").out
+
+
+def test_help_names_every_command_and_hides_what_does_not_exist_yet(nowhere: Cli) -> None:
+    text = nowhere.ok("--help").out
+    commands = {line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()}
+    assert commands == {
+        *("serve", "emulate", "submit", "jobs", "show", "watch", "cancel"),
+        *("engines", "apps", "policies", "export", "replay", "demo"),
+    }
+    for command in commands:
+        assert nowhere.ok(command, "--help").out.splitlines()[3].strip().endswith((".", ":"))
+
+
+@pytest.mark.parametrize("command", PLANNED)
+def test_a_command_of_a_later_version_says_so(command: str, nowhere: Cli) -> None:
+    sentence = nowhere.refused(command, "--policy", "a,b", "--help", "x")
+    assert sentence.startswith(f"llmsched {command} (")
+    assert sentence.endswith("is not part of this version yet; see llmsched --help")
+
+
+def test_the_version_is_printed(nowhere: Cli) -> None:
+    assert nowhere.ok("--version").out.count(".") == 2
+
+
+# -------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("submit", "nope", "--input", "{}"), "unknown application 'nope'; "),
+        (("submit", "web_serch", "--input", "{}"), "did you mean 'web_search'?"),
+        (("submit", "web_search", "--input", "{bad"), "--input is no valid JSON: "),
+        (("submit", "web_search", "--input", "@/nope"), "--input @/nope cannot be read: No such file or directory"),
+        (("submit", "web_search"), "a job needs either --input or --recording: JSON, @FILE, or @- for standard input"),
+        (("submit", "web_search", "--input", "1", "--recording", "{}"), "a job needs either --input or --recording"),
+        (("submit", "web_search", "--input", "1"), "'web_search' runs recordings only"),
+        (("submit", "web_search", "--recording", "{}"), "app"),
+        (("submit", "web_search", "--input", "{}", "--class", "urgent"), "class: "),
+        (("show", "job_nope"), "there is no job 'job_nope'; GET /v1/jobs lists those there are"),
+        (("show", "../engines"), "there is no"),
+        (("watch", "job_nope"), "there is no job 'job_nope'"),
+        (("cancel", "job_nope"), "there is no job 'job_nope'"),
+        (("jobs", "--status", "done"), "status: "),
+        (("engines", "--remove", "nope"), "there is no engine 'nope'"),
+        (("engines", "--add", "gpu:8000"), "url: "),
+        (("engines", "--slots", "3"), "--slots goes with --add"),
+        (("apps", "--put", "/nope.yaml"), "/nope.yaml cannot be read: No such file or directory"),
+        (("replay", "--workload", "mixd"), "unknown workload or application 'mixd'; did you mean 'mixed'?"),
+        (("replay", "--workload", "mixed", "--policy", "fcfs,sfj"), "unknown policy 'sfj'; did you mean 'sjf'?"),
+        (("replay", "--workload", "mixed", "--rate", "0"), "rate is 0.0; it must be a positive number"),
+        (("replay", "--workload", "mixed", "--speed", "0"), "--speed is 0.0; it must be above 0"),
+        (("replay", "--workload", "mixed", "--arrivals", "/nope.csv"), "unknown arrivals '/nope.csv'"),
+        (("replay", "--workload", "mixed", "--arrivals", "gamma:x"), "write gamma:4 for a cv of 4"),
+        (("replay", "--workload", "mixed", "--traces", "/nope"), "/nope"),
+        (("replay", "--workload", "mixed", "--json", "/nope/x.json"), "there is no folder '/nope' to write into"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_status_2(arguments: tuple[str, ...], why: str, cli: Cli) -> None:
+    assert why in cli.refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("jobs", "--url", "gpu:8000"), "'gpu:8000' is no URL of a service; it must look like http://host:8000"),
+        (("jobs", "--url", "http://["), "is no URL of a service"),
+        (("jobs", "--url", "http://a:b"), "is no URL of a service"),
+        (("serve", "--policy", "fcsf"), "unknown policy 'fcsf'; did you mean 'fcfs'?"),
+        (("serve", "--speed", "-1"), "setting speed is -1.0: input should be greater than 0"),
+        (
+            ("serve", "--config", "/nope.toml"),
+            "config is '/nope.toml', which cannot be read: No such file or directory",
+        ),
+        (("serve", "--store", "mysql://x"), "unknown kind of store 'mysql'; use sqlite:///jobs.db"),
+        (("serve", "--engine", "gpu:1"), "setting engines[0].url is 'gpu:1'"),
+        (("emulate", "--latency", "generic-8b"), "did you mean 'generic-7b'?"),
+        (("export", "--store", "sqlite:///nope.db", "--out", "x.jsonl"), "there is no store at sqlite:///nope.db"),
+        (("export", "--store", "jobs.db", "--out", "x.jsonl"), "the store's URL has no scheme; use sqlite:///jobs.db"),
+        (("demo", "--policy", "fcfs,sfj"), "unknown policy 'sfj'; did you mean 'sjf'?"),
+        (("demo", "--workload", "x"), "unknown workload or application 'x'"),
+    ],
+)
+def test_bad_settings_get_one_sentence_and_status_2(
+    arguments: tuple[str, ...], why: str, nowhere: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert why in nowhere.refused(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("jobs", "--limit", "0"), ("submt",), ("jobs", "--lmit", "3"), ("show",)])
+def test_wrong_usage_is_status_2(arguments: tuple[str, ...], nowhere: Cli) -> None:
+    said = nowhere(*arguments)
+    assert (said.status, said.out) == (2, "")
+    assert "Try 'llmsched" in said.err
+
+
+def test_a_service_that_is_away_is_status_1(nowhere: Cli) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    for command in (("jobs",), ("show", "job_1"), ("watch", "job_1"), ("submit", "a", "--input", "1", "--wait")):
+        sentence = nowhere.refused(*command, "--url", url, status=1)
+        assert sentence.startswith(f"no answer from {url} (")
+        assert sentence.endswith("is the service running there? try llmsched serve")
+
+
+def test_a_missing_or_wrong_key_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("wrong", ""):
+        monkeypatch.setenv("LLMSCHED_API_KEY", key)
+        assert "API key" in cli.refused("jobs")
+
+
+def test_something_else_at_the_url_is_told_from_the_service(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = cli.ok("engines", "--json").json["items"][0]["url"]
+    sentence = cli.refused("jobs", "--url", engine)
+    assert sentence == f"{engine} answers 404 to /v1/jobs, which is not how llmsched does; check --url"
+
+
+# -------------------------------------------------------------------------------------------------- processes
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMSCHED_")}
+    command = [sys.executable, "-m", "llmsched", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        done = run("serve", "--port", str(port), "--emulate", "1", "--log-level", "warning", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"Error: the service cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_whoever_reads_only_the_beginning_sees_no_traceback(service: RunningService) -> None:
+    command = f"{sys.executable} -m llmsched apps --json | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[", "")
+
+
+def test_ctrl_c_ends_the_service_in_order(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmsched", "serve", "--port", "0", "--emulate", "1", "--workers", "1"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "listens on" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(30) == 0
+    assert "Traceback" not in rest
+    process.stderr.close()
