@@ -4,8 +4,8 @@
 PYTHON ?= python3
 # pytest arguments. Whole files go to one worker, so that a server a file starts is started once.
 TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
-# What `make bench` runs, in this order: each file is a program that prints its figures.
-BENCH ?= $(sort $(wildcard benchmarks/[a-z]*.py))
+# What `make bench` runs: every benchmark, or the file named here.
+BENCH ?= benchmarks/run.py
 # The interpreter whose vLLM `make test-vllm` starts, such as that of a GPU host; unset: .venv-vllm is made for it.
 VLLM_PYTHON ?=
 # More arguments for pip when it builds .venv-vllm, such as the index of the PyTorch CPU wheels.

@@ -3,8 +3,8 @@
     python benchmarks/core.py [--batches N] [--policies fcfs,sjf]
 
 One process, no I/O, no clock: generated jobs of the six applications unfold as recorded. Every batch is what a live
-tick usually is: one finished task, what its stage reveals if it was the last one, and a new job for each one that ended,
-so that the number of active jobs stays what it is. All executors are busy all the time.
+tick usually is: one finished task, what its stage reveals if it was the last one, and a new job for each one that
+ended, so that the number of active jobs stays what it is. All executors are busy all the time.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from llmsched.scheduler import Scheduler
 from llmsched.workloads import APPLICATIONS, generate
 
 JOBS = (100, 1_000, 10_000)
+POLICIES = ("fcfs", "sjf")
 ENGINES, SLOTS, WORKERS = 4, 16, 64
 
 
@@ -112,7 +113,7 @@ class World:
             self._handle([self._submitted() for _ in range(ended)])
 
 
-def measure(batches: int = 5_000, policies: Sequence[str] = ("fcfs", "sjf"), jobs: Sequence[int] = JOBS) -> list[Figure]:
+def measure(batches: int = 5_000, policies: Sequence[str] = POLICIES, jobs: Sequence[int] = JOBS) -> list[Figure]:
     rng = Random(0)
     recordings = [generate(APPLICATIONS[k % len(APPLICATIONS)], rng) for k in range(600)]
     figures = []
@@ -136,7 +137,7 @@ def measure(batches: int = 5_000, policies: Sequence[str] = ("fcfs", "sjf"), job
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=5_000)
-    parser.add_argument("--policies", default="fcfs,sjf", help="comma list")
+    parser.add_argument("--policies", default=",".join(POLICIES), help="comma list")
     options = parser.parse_args()
     rig.show(measure(options.batches, options.policies.split(",")))
 

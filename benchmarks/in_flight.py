@@ -2,10 +2,10 @@
 
     python benchmarks/in_flight.py [--jobs N]
 
-Recorded jobs of the six applications (generated, seeded) are submitted as fast as the service takes them, to engines with
-room for all of their calls, which read prompts slowly and then answer fast: that keeps more than a thousand calls open at
-a time without spending the machine on chunks. A quarter of the jobs are followed on event streams of their own. Memory is the
-gateway process's resident set, sampled every 50 ms; connections are its established TCP connections.
+Recorded jobs of the six applications (generated, seeded) are submitted as fast as the service takes them, to engines
+with 2,048 slots, which read prompts slowly and then answer fast: that keeps more than a thousand calls open at a time
+without spending the machine on chunks. A quarter of the jobs are followed on event streams of their own. Memory is the
+resident set of the gateway's process, sampled every 50 ms; connections are its established TCP connections.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rig import Client, Ends, Figure, Gateway
 from llmsched.workloads import build_workload
 
 ENGINES, SLOTS = 4, 512
-#: 150 prompt tokens a second: a call of the mean length waits 10 s for its first token.
-CURVE = {"name": "slow-reader", "prefill_tokens_per_s": 150.0, "decode": [[1, 0.0005]]}
+#: 1,000 prompt tokens a second: a call of the mean length waits 2.3 s for its first token.
+CURVE = {"name": "slow-reader", "prefill_tokens_per_s": 1000.0, "decode": [[1, 0.0005]]}
 #: Seconds a gateway at rest has to give memory and connections back.
 REST = 10.0
 
@@ -84,7 +84,7 @@ async def measure(jobs: int = 2_000) -> list[Figure]:
         await asyncio.wait((sampling,))
         await client.close_idle()
         resting = time.perf_counter()
-        while (left := await left_over(client)) != (0.0, 0.0) and time.perf_counter() - resting < REST:
+        while (left := await left_over(client)) != (0.0, 0.0) and time.perf_counter() - resting < REST:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         await client.close_idle()
         await asyncio.sleep(REST / 2)  # engine connections are kept for 2 s

@@ -109,7 +109,7 @@ async def engines(
     with tempfile.TemporaryDirectory(prefix="llmsched-bench-") as folder:
         if isinstance(latency, dict):
             path = Path(folder, "latency.json")
-            path.write_bytes(orjson.dumps(latency))
+            path.write_bytes(orjson.dumps(latency))  # noqa: ASYNC240 (before anything is measured)
             latency = path
         command = [sys.executable, "-m", "llmsched.runtime.emulator", "--exit-with-stdin"]
         options = {"engines": count, "port": port, "latency": latency, "max-batch": max_batch}
@@ -192,9 +192,7 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(
-    engines: Sequence[str] = (), **settings: object
-) -> AsyncIterator[tuple[Gateway, Client]]:
+async def gateway(engines: Sequence[str] = (), **settings: object) -> AsyncIterator[tuple[Gateway, Client]]:
     """A running gateway on a fresh SQLite store in a temporary folder, and a client; waits until it is ready."""
     with tempfile.TemporaryDirectory(prefix="llmsched-bench-") as folder:
         server = Gateway(Path(folder), engines=engines, settings={k.replace("_", "-"): v for k, v in settings.items()})

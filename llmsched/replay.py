@@ -86,10 +86,12 @@ async def replay(
     seed: int,
     speed: float = 1.0,
     progress: Callable[[int, int], None] = lambda sent, ended: None,
+    patience: float = PATIENCE,
 ) -> ReplayRun:
     """Submits every arrival at its moment (seconds divided by `speed`) and waits until all jobs have ended.
 
-    policy, seed: noted in the run. progress: called with the numbers of jobs sent and ended.
+    policy, seed: noted in the run. progress: called with the numbers of jobs sent and ended. patience: seconds for
+    which a service that does not answer is borne.
     Raises BackendError if the service stays away, ApiError as soon as it refuses a job for good.
     """
     run = ReplayRun(policy, seed, lag=[0.0] * len(arrivals))
@@ -103,7 +105,7 @@ async def replay(
     async def send(number: int, due: float) -> str:
         await asyncio.sleep(due - time.monotonic())
         run.lag[number] = max(0.0, time.monotonic() - due)
-        id = await _submit(api, arrivals[number], f"replay-{name}-{number}")
+        id = await _submit(api, arrivals[number], f"replay-{name}-{number}", patience)
         sent.append(id)
         progress(len(sent), len(follower.ends))
         return id
@@ -113,7 +115,7 @@ async def replay(
         async with asyncio.TaskGroup() as group:
             sending = [group.create_task(send(k, began + arrival.at / speed)) for k, arrival in enumerate(arrivals)]
         ids = [task.result() for task in sending]
-        await follower.until(ids)
+        await follower.until(ids, patience)
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     finally:
@@ -129,10 +131,10 @@ async def replay(
     return run
 
 
-async def _submit(api: Api, arrival: Arrival, key: str) -> str:
+async def _submit(api: Api, arrival: Arrival, key: str, patience: float) -> str:
     """The id of the job; hands it in again until the service takes it."""
     body = {"application": arrival.recording.application, "recording": arrival.recording.to_json()}
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while True:
         try:
             id: str = (await api.post("/v1/jobs", body, idempotency_key=key))["id"]
@@ -140,7 +142,7 @@ async def _submit(api: Api, arrival: Arrival, key: str) -> str:
         except Unavailable as error:
             if time.monotonic() > until:
                 raise
-            await asyncio.sleep(error.retry_after or 0.5)
+            await asyncio.sleep(0.5 if error.retry_after is None else error.retry_after)
 
 
 class _End(NamedTuple):
@@ -181,7 +183,7 @@ class _Follower:
             self._gap()
             await asyncio.sleep(0.5)
 
-    async def until(self, ids: Sequence[str]) -> None:
+    async def until(self, ids: Sequence[str], patience: float) -> None:
         """Waits until every one of these jobs has ended. Raises BackendError if the service stays away."""
         answered = time.monotonic()
         while missing := [id for id in ids if id not in self.ends]:
@@ -194,7 +196,7 @@ class _Follower:
                     answered = time.monotonic()
                 except BackendError:
                     self._has_gap = True
-                    if time.monotonic() - answered > PATIENCE:
+                    if time.monotonic() - answered > patience:
                         raise
                     await asyncio.sleep(0.5)
                 continue

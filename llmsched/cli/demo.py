@@ -36,10 +36,10 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 70,
+    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 60,
     workload: Annotated[str, typer.Option(help="Which applications; see llmsched replay.")] = "mixed",
     policy: Annotated[str, typer.Option(help="Policies to compare, a comma list.")] = "fcfs,sjf",
-    rate: Annotated[float, typer.Option(min=0.001, help="Mean arrivals per emulated second.")] = 0.4,
+    rate: Annotated[float, typer.Option(min=0.001, help="Mean arrivals per emulated second.")] = 0.36,
     engines: Annotated[int, typer.Option(min=1, help="Emulated engines.")] = 2,
     max_batch: Annotated[int, typer.Option(min=1, help="Slots of each.")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Slots for regular tasks.")] = 4,

@@ -77,7 +77,7 @@ def _example(example: JsonValue) -> ConfigDict:
 
 
 class Form(BaseModel):
-    """A request body: unknown fields are refused."""
+    """A request body: unknown fields are refused. `Any` is JSON, which `body.py` has made sure of."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -98,14 +98,14 @@ class JobForm(Form):
     model_config = _example({"application": "code_generation", "recording": EXAMPLE_RECORDING, "class": "interactive"})
 
     application: str = Field(min_length=1, max_length=64, description="name of a registered application")
-    input: JsonValue = Field(default=None, description="what the application's templates call `input`")
-    recording: dict[str, JsonValue] | None = Field(
+    input: Any = Field(default=None, description="what the application's templates call `input`")
+    recording: dict[str, Any] | None = Field(
         default=None, description="a whole trace job: it is executed exactly as recorded"
     )
     class_: Annotated[ClassName, Field(strict=False)] = Field(
         default=ClassName.STANDARD, alias="class", description="work of an earlier class always goes first"
     )
-    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="kept and returned, never read")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="kept and returned, never read")
     deadline_s: float | None = Field(default=None, gt=0, description="not supported by this version: leave it out")
     callback_url: str | None = Field(default=None, description="not supported by this version: leave it out")
 

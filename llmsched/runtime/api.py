@@ -32,16 +32,24 @@ class Unavailable(BackendError):
 class Api:
     """One service at `url`. key: an API key where the service wants one. Use it as an async context manager.
 
-    Raises InvalidInput for something that is no URL.
+    transport: what carries requests, instead of the network. Raises InvalidInput for something that is no URL.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout: float = 30.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self.url = _checked(url)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,
             timeout=timeout,
+            transport=transport,
             limits=httpx.Limits(max_connections=256, max_keepalive_connections=64),
             trust_env=False,
         )

@@ -459,7 +459,12 @@ class Service:
     def _recording(self, new: NewJob, application: Application) -> Recording | None:
         if new.recording is None:
             return None
-        recording = Recording.from_json(new.recording)
+        try:
+            recording = Recording.from_json(new.recording)
+        except InvalidRecording as error:
+            raise InvalidRecording(
+                str(error), field=f"recording.{error.field}" if error.field else "recording"
+            ) from None
         if recording.application != application.name:
             raise InvalidRecording(
                 f"the recording is of application {recording.application!r}, the job of {application.name!r};"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -59,8 +60,8 @@ def recording(stages: int = 2) -> Recording:
     )
 
 
-def a_run(stages: int = 2) -> JobRun:
-    run = JobRun(JOB, TEMPLATE, RecordedScript("job_1", TEMPLATE, recording(stages)))
+def a_run(stages: int = 2, record: JobRecord = JOB) -> JobRun:
+    run = JobRun(record, TEMPLATE, RecordedScript("job_1", TEMPLATE, recording(stages)))
     assert run.unfold(run.script.begin(), 10.0) == ([], [])
     return run
 
@@ -127,7 +128,7 @@ def test_a_restored_run_goes_on_where_the_rows_end() -> None:
     first = a_run()
     rows = complete(first, "plan", 12.0)[0] + complete(first, "t1", 13.0)[0]
 
-    second = a_run()
+    second = a_run(record=replace(JOB, started_at=11.0))
     expanded = list(second.restore(rows))
     assert [e.stage for e in expanded] == ["plan", "t1"]
     assert expanded[0].results == (TaskResult(1.0, 7, 3),)
@@ -138,9 +139,8 @@ def test_a_restored_run_goes_on_where_the_rows_end() -> None:
 
 
 def test_a_restored_run_tells_of_no_second_start() -> None:
-    started = JobRecord("job_1", 1, "planned", 1, 10.0, started_at=10.5)
-    run = JobRun(started, TEMPLATE, RecordedScript("job_1", TEMPLATE, recording()), seq=7)
-    run.unfold(run.script.begin(), 10.0)
+    run = a_run(record=replace(JOB, started_at=10.5))
+    run.seq = 7
     assert told(run.start(TaskRef("job_1", "plan", 0), "e1", 11.0)) == [(8, "stage.started")]
 
 
