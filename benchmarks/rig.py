@@ -260,6 +260,10 @@ class Client:
         async with self._session.put(f"{self.url}/v1/applications/{name}", data=orjson.dumps(definition)) as response:
             assert response.status == 200, await response.text()
 
+    async def add_engine(self, url: str) -> None:
+        async with self._session.post(f"{self.url}/v1/engines", data=orjson.dumps({"url": url})) as response:
+            assert response.status in (200, 201), await response.text()
+
     async def submit(self, body: bytes) -> str:
         """The id of the accepted job."""
         async with self._session.post(f"{self.url}/v1/jobs", data=body) as response:

@@ -27,6 +27,7 @@ from llmsched.runtime.engine import Timeouts
 from llmsched.runtime.engines import Engine, Engines, EngineSpec
 from llmsched.runtime.handlers import build_registry
 from llmsched.runtime.hub import Hub
+from llmsched.runtime.memory import trim_at_rest
 from llmsched.runtime.service import Limits, Service
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
 from llmsched.runtime.workers import ProcessWorkers
@@ -83,11 +84,16 @@ async def build(settings: Settings) -> Context:
     metrics.watch(service)
     fleet = Fleet(settings, service)
 
+    trimming: list[asyncio.Task[None]] = []
+
     async def start() -> None:
         await service.start({pool: slots for pool, slots in pools.items() if slots})
         fleet.start()
+        trimming.append(asyncio.create_task(trim_at_rest(lambda: service.active_jobs > 0), name="memory"))
 
     async def stop() -> None:
+        for task in trimming:
+            task.cancel()
         await service.stop(settings.grace)
         await fleet.stop()
         await journal.close()

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from llmsched.cli.console import note, out
+from llmsched.cli.console import note, out, table
 from llmsched.errors import BackendError, InvalidInput
 from llmsched.runtime.api import Api
 
@@ -162,25 +162,16 @@ def jobs(
     if as_json:
         print_json(page)
         return
-    table = Table()
-    for column in ("id", "application", "class", "status"):
-        table.add_column(column, no_wrap=True)
-    for column in ("age", "took"):
-        table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("error", overflow="fold")
     now = time.time()
+    tells_errors = out.width >= 100 and any(job["error"] for job in page["items"])
+    columns = ["id", "application", "status", "age", "took", *(["error"] if tells_errors else [])]
+    listed = table(*columns, right=("age", "took"), folds=("error",))
     for job in page["items"]:
         took = job["finished_at"] - job["submitted_at"] if job["finished_at"] else None
-        table.add_row(
-            job["id"],
-            job["application"],
-            job["class"],
-            coloured(job["status"]),
-            duration(now - job["submitted_at"]),
-            duration(took),
-            Text(job["error"] or ""),
-        )
-    out.print(table)
+        cells = [job["id"], job["application"], coloured(job["status"])]
+        cells += [duration(now - job["submitted_at"]), duration(took)]
+        listed.add_row(*cells, *([Text(job["error"] or "")] if tells_errors else []))
+    out.print(listed)
     if page["next_cursor"]:
         note(f"the newest {len(page['items'])} jobs; --limit shows more")
 
@@ -224,16 +215,12 @@ def job_table(job: Mapping[str, Any], *, scale: float = 1.0) -> Table:
     took = ((job["finished_at"] or time.time()) - job["submitted_at"]) * scale
     name = f"{job['id']}  {job['application']}  "
     title = Text.assemble(name, coloured(job["status"]), f"  {duration(took)}")
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("stage", "kind", "state"):
-        table.add_column(column, no_wrap=True)
-    for column in ("tasks", "took", "tokens in", "tokens out"):
-        table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("where")
+    columns = ("stage", "kind", "state", "tasks", "took", "tokens in", "out", "where")
+    shown = table(*columns, right=("tasks", "took", "tokens in", "out"), folds=("stage", "where"), title=title)
     for stage in job["stages"]:
         end = stage["finished_at"] or (time.time() if stage["started_at"] else None)
         spent = (end - stage["started_at"]) * scale if end and stage["started_at"] else None
-        table.add_row(
+        shown.add_row(
             Text(("  " if stage["parent"] else "") + stage["name"]),
             stage["kind"],
             coloured(stage["state"]),
@@ -244,8 +231,8 @@ def job_table(job: Mapping[str, Any], *, scale: float = 1.0) -> Table:
             ", ".join(stage["executors"]),
         )
     if job["error"]:
-        table.caption = Text(job["error"], style="red")
-    return table
+        shown.caption = Text(job["error"], style="red", justify="left")
+    return shown
 
 
 def coloured(state: str) -> Text:
@@ -298,16 +285,16 @@ def engines(
     if as_json:
         print_json(page)
         return
-    table = Table("id", "url", "model", "pool", "busy", "state", "last error")
+    listed = table("id", "url", "model", "pool", "busy", "state", "why", folds=("why",))
     for engine in page["items"]:
         state = "draining" if engine["draining"] else "healthy" if engine["healthy"] else "down"
-        table.add_row(
+        listed.add_row(
             engine["id"],
             Text(engine["url"]),
             Text(engine["model"] or "?"),
             engine["pool"],
             f"{engine['running']}/{engine['slots']}",
             coloured(state),
-            Text(engine["last_error"] or ""),
+            Text("" if engine["healthy"] else engine["last_error"] or ""),
         )
-    out.print(table)
+    out.print(listed)

@@ -36,10 +36,12 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 60,
+    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 70,
     workload: Annotated[str, typer.Option(help="Which applications; see llmsched replay.")] = "mixed",
     policy: Annotated[str, typer.Option(help="Policies to compare, a comma list.")] = "fcfs,sjf",
-    rate: Annotated[float, typer.Option(min=0.001, help="Mean arrivals per emulated second.")] = 0.36,
+    load: Annotated[
+        float, typer.Option(min=0.01, max=100, help="LLM work that arrives, over what the engines can do meanwhile.")
+    ] = 1.1,
     engines: Annotated[int, typer.Option(min=1, help="Emulated engines.")] = 2,
     max_batch: Annotated[int, typer.Option(min=1, help="Slots of each.")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Slots for regular tasks.")] = 4,
@@ -55,10 +57,11 @@ def demo(
     names = [name.strip() for name in policy.split(",")]
     for name in names:
         make_policy(name)
-    planned = Workload.load(workload).arrivals(jobs, rate, seed)
+    source = Workload.load(workload)
+    rate = load / offered_load(source.arrivals(jobs, 1.0, seed), engines, max_batch)
+    planned = source.arrivals(jobs, rate, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    load = offered_load(planned, rate, engines, max_batch)
-    what = f"{jobs} jobs of '{workload}' on {engines} emulated engines of {max_batch} slots, offered load {load:.2f}"
+    what = f"{jobs} jobs of '{workload}' on {engines} emulated engines of {max_batch} slots, offered load {load:g}"
     note(f"{what}; {speed:g} emulated seconds pass per second")
     options = {"emulate": engines, "max-batch": max_batch, "speed": speed, "workers": workers}
     runs, example = asyncio.run(_run(options, planned, names, speed, seed))
@@ -66,8 +69,8 @@ def demo(
         "workload": workload,
         "policies": names,
         "jobs": jobs,
-        "rate": rate,
         "load": load,
+        "rate": rate,
         "engines": engines,
         "max_batch": max_batch,
         "workers": workers,
@@ -86,11 +89,11 @@ def demo(
     note(f"\npicture: {picture}\nnumbers: {numbers}")
 
 
-def offered_load(planned: Sequence[Arrival], rate: float, engines: int, max_batch: int) -> float:
-    """Decoding the jobs ask for per second, over what full engines decode per second; prefill counts as in a slot."""
+def offered_load(planned: Sequence[Arrival], engines: int, max_batch: int) -> float:
+    """What one of these jobs per second asks of the engines, over what they can do with every slot taken."""
     work = sum(arrival.recording.reference_seconds(GENERIC_7B)["llm"] for arrival in planned) / len(planned)
     slowdown = GENERIC_7B.decode(max_batch) / GENERIC_7B.decode(1)
-    return rate * work * slowdown / (engines * max_batch)
+    return work * slowdown / (engines * max_batch)
 
 
 async def _run(

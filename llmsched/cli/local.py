@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from llmsched.catalogue import installed_applications, load_application
 from llmsched.cli.client import DEFAULT_URL, Json, ask, print_json
-from llmsched.cli.console import note, out
+from llmsched.cli.console import note, out, table
 from llmsched.errors import InvalidInput
 from llmsched.policies import POLICIES
 from llmsched.runtime.api import Api
@@ -51,11 +50,13 @@ def apps(
     if as_json:
         print_json(rows)
         return
-    table = Table("name", "version", "stages", "runs", "what it is")
+    listed = table(
+        "name", "version", "stages", "takes", "what it is", right=("version", "stages"), folds=("what it is",)
+    )
     for row in rows:
-        runs = "inputs, recordings" if row["executable"] else "recordings"
-        table.add_row(row["name"], str(row["version"]), str(len(row["stages"])), runs, Text(row["description"]))
-    out.print(table)
+        takes = "inputs, recordings" if row["executable"] else "recordings"
+        listed.add_row(row["name"], str(row["version"]), str(len(row["stages"])), takes, Text(row["description"]))
+    out.print(listed)
 
 
 async def _registered(api: Api, file: Path | None) -> Any:
@@ -74,11 +75,11 @@ def policies(url: _Url = None, as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table("name", "order", "source")
+    listed = table("name", "order", "source", folds=("order",))
     for row in rows:
         name = Text.assemble(row["name"], (" (active)" if row.get("active") else "", "green"))
-        table.add_row(name, Text(row["line"]), Text(row["source"]))
-    out.print(table)
+        listed.add_row(name, Text(row["line"]), Text(row["source"]))
+    out.print(listed)
 
 
 def export(

@@ -26,7 +26,7 @@ app = typer.Typer(
     help="Schedules jobs of compound LLM applications in front of vLLM.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     add_completion=False,
 )
 for part in (serve, client, local, replay, demo):

@@ -12,6 +12,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from llmsched.gateway.context import tenant_of
+
 
 def read_json(body: bytes) -> Any:
     """The value of a JSON text.
@@ -30,7 +32,7 @@ def read_json(body: bytes) -> Any:
 
 
 class JsonRoute(APIRoute):
-    """A route that reads its body, where it takes one, with `read_json`."""
+    """A route that reads its body, where it takes one, with `read_json`, and only of who has a key."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -38,6 +40,7 @@ class JsonRoute(APIRoute):
             return handle
 
         async def handler(request: Request) -> Response:
+            await tenant_of(request)  # nothing is read for somebody without a key
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json" and await request.body():
                 raise HTTPException(

@@ -197,6 +197,8 @@ class Engines:
         id = spec.name or f"engine-{self._count}"
         if id in self._engines:
             raise Conflict(f"there is already an engine named {id!r}", field="name")
+        if id.startswith("workers-"):
+            raise InvalidInput(f"an engine cannot be named {id!r}; workers- begins the names of workers", field="name")
         breaker = Breaker(Random(self._rng.random()), interval=self._interval, cap=LONGEST_BACKOFF)
         engine = Engine(id, spec, client, breaker, self._post)
         self._engines[id] = engine

@@ -48,6 +48,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 _ENV = _Sandbox(undefined=StrictUndefined, autoescape=False)
+# A restarted job evaluates its expressions again and has to come to the same structure: nothing random.
+del _ENV.filters["random"], _ENV.globals["lipsum"]
 _VARIABLES = frozenset({"input", "stages", "last", "iteration", "item", "index"})
 _RESERVED = frozenset({"model", "messages", "prompt", "stream", "stream_options", "priority", "n", "max_tokens"})
 _NOBODY = TaskContext("", "", 0, 0, "")

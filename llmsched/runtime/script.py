@@ -71,7 +71,7 @@ class RecordedScript:
     def llm(self, stage: str, index: int) -> CompletionRequest:
         task = self._unfolding.task(stage, index)
         return CompletionRequest(
-            prompt=prompt_of(f"{self._job}/{stage}", task.prompt_tokens),
+            prompt=prompt_of(f"{self._job}/{stage}", max(1, task.prompt_tokens)),  # no engine takes an empty prompt
             max_tokens=task.output_tokens,
             min_tokens=task.output_tokens,
             ignore_eos=True,

@@ -77,6 +77,10 @@ from llmsched.scheduler import Backoff, Scheduler
 
 log = logging.getLogger(__name__)
 
+#: Seconds that news nobody depends on (a job or stage was started, a task failed) may wait for a transaction of others:
+#: one of its own costs as much processor time as what it tells about.
+NEWS_PATIENCE = 0.02
+
 
 class Memory(Protocol):
     """What the service asks of the store while it runs (reads for clients are the gateway's)."""
@@ -105,7 +109,7 @@ class Journal(Protocol):
     @property
     def pending(self) -> int: ...
 
-    def append(self, writes: Writes) -> asyncio.Future[None]: ...
+    def append(self, writes: Writes, *, patience: float = 0.0) -> asyncio.Future[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +264,7 @@ class Service:
 
     def _fail(self, error: BaseException) -> None:
         """The end: memory and store no longer agree, and the store is right. Nothing more is run, written or told."""
-        if self.failure is not None:
+        if self.failure is not None or self._closed:
             return
         log.critical("the service cannot go on", exc_info=error)
         self.failure = error
@@ -631,12 +635,14 @@ class Service:
     def _commit(self) -> None:
         # One entry per job: the journal makes them one transaction, and refuses no more than the job at fault.
         for job, writes in self._writes.items():
-            self._journal.append(writes).add_done_callback(partial(self._written, job, writes))
+            is_news = not writes.stages and all(update.finished_at is None for update in writes.updates)
+            done = self._journal.append(writes, patience=NEWS_PATIENCE if is_news else 0.0)
+            done.add_done_callback(partial(self._written, job, writes))
         self._writes = {}
 
     def _written(self, job: str, writes: Writes, done: asyncio.Future[None]) -> None:
         error = done.exception()
-        if error is None or self._closed:
+        if error is None:
             return
         is_final = any(update.finished_at is not None for update in writes.updates)
         if isinstance(error, Conflict) or not isinstance(error, InvalidInput | RecursionError):
@@ -648,6 +654,7 @@ class Service:
             self._abandon(run.record, run.seq + 1, f"the result cannot be stored: {error}")
         elif is_final:
             self._fail(error)
+        # else: it went on and is over, which is stored; only this part of its story is missing
 
     def _explain(self, now: float, seconds: float, events: int, dispatched: list[Dispatch]) -> None:
         self.decisions.append(

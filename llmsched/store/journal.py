@@ -73,9 +73,10 @@ class Journal:
         """Appended writes that are not durable yet: what admission has to bound."""
         return len(self._queue) + len(self._in_flight)
 
-    def append(self, writes: Writes) -> asyncio.Future[None]:
+    def append(self, writes: Writes, *, patience: float = 0.0) -> asyncio.Future[None]:
         """Resolves once `writes` is durable, all of it. Nobody has to wait for it: what it fails with is logged.
 
+        patience: seconds it may wait for others to share a transaction with.
         Fails with Conflict or InvalidInput if the database refuses these writes, BackendError if the journal stopped.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -83,7 +84,10 @@ class Journal:
             _fail(_Entry(writes, done), BackendError(self._stopped))
             return done
         self._queue.append(_Entry(writes, done))
-        self._filled.set()
+        if patience:
+            asyncio.get_running_loop().call_later(patience, self._filled.set)
+        else:
+            self._filled.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="journal")
         return done

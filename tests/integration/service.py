@@ -277,10 +277,7 @@ class InProcessService(Client):
 
 
 class LiveStream:
-    """One GET whose client takes the body only when asked: the server waits meanwhile, as for a slow reader.
-
-    slow readers: `send` blocks as a full socket would, until the chunk is taken.
-    """
+    """One GET whose client takes the body only when asked: the server waits meanwhile, as before a full socket."""
 
     def __init__(self, app: FastAPI, path: str, headers: Mapping[str, str]) -> None:
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1)

@@ -62,7 +62,7 @@ def a_demo(folder: Path, mark: str, *options: str) -> Iterator[subprocess.Popen[
 
 def test_it_shows_a_comparison_and_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     mark = uuid4().hex
-    options = ("--jobs", "8", "--workload", "planning", "--speed", "100", "--rate", "2", "--engines", "2")
+    options = ("--jobs", "8", "--workload", "planning", "--speed", "100", "--load", "2", "--engines", "2")
     with a_demo(tmp_path, mark, *options) as process:
         out, err = process.communicate(timeout=90)
         assert process.returncode == 0, err
@@ -77,7 +77,8 @@ def test_it_shows_a_comparison_and_writes_numbers_and_a_picture(tmp_path: Path) 
     folder = tmp_path / "demo-output"
     assert sorted(path.name for path in folder.iterdir()) == ["completion_times.png", "demo.json"]
     document = json.loads((folder / "demo.json").read_text())
-    planned = Workload.load("planning").arrivals(8, 2.0, document["settings"]["seed"])
+    settings = document["settings"]
+    planned = Workload.load("planning").arrivals(8, settings["rate"], settings["seed"])
     # emulated time is faithful: nothing is over before its longest call could be, alone
     calls = [task for arrival in planned for task in arrival.recording.tasks(StageKind.LLM)]
     longest = max(GENERIC_7B.reference(task.prompt_tokens, task.output_tokens) for task in calls)

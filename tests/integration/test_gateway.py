@@ -538,6 +538,8 @@ async def test_without_a_key_only_operations_are_open(tmp_path: Path) -> None:
                 assert problem["detail"] == "an API key is needed; send it as 'Authorization: Bearer KEY'"
         a_problem(await service.post("/v1/jobs", json={"application": "code_generation", "recording": SHORT}), 401)
         a_problem(await service.put("/v1/policies/active", json={"name": "sjf"}), 401)
+        for path in ("/v1/jobs", "/v1/jobs:batch", "/v1/engines"):
+            a_problem(await service.post(path, content=b"{"), 401)
         assert (await service.get("/version")).json()["policy"] == "fcfs"
 
 

@@ -30,7 +30,7 @@ from tests.integration.service import InProcessService, in_process_service
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 #: Requests per operation and kind (such as the document allows, and such as it does not).
-EXAMPLES = 20
+EXAMPLES = 10
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
