@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from llmsched.replay import ReplayRun
@@ -23,7 +24,8 @@ def table(document: Mapping[str, Any]) -> Table:
     """One row per policy of a replay or simulation document; changes are against the first policy."""
     first = document["summary"][0]["policy"]
     some_failed = any(run["failed"] for run in document["runs"])
-    shown = Table(title=f"Job completion time in {unit_of(document)}", title_justify="left", title_style="bold")
+    title = f"Job completion time in {unit_of(document)}"
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
     shown.add_column("policy")
     headings = [
         "jobs",
@@ -35,7 +37,7 @@ def table(document: Mapping[str, Any]) -> Table:
         "LLM slots busy",
     ]
     for heading in [*headings, *([f"mean against {first}"] if len(document["summary"]) > 1 else [])]:
-        shown.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right", no_wrap=True)
     for entry in document["summary"]:
         runs = [r for r in document["runs"] if r["policy"] == entry["policy"]]
         versus = entry["vs"].get(first)

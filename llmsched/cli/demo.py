@@ -36,12 +36,12 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 70,
+    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 80,
     workload: Annotated[str, typer.Option(help="Which applications; see llmsched replay.")] = "mixed",
     policy: Annotated[str, typer.Option(help="Policies to compare, a comma list.")] = "fcfs,sjf",
     load: Annotated[
         float, typer.Option(min=0.01, max=100, help="LLM work that arrives, over what the engines can do meanwhile.")
-    ] = 1.1,
+    ] = 1.2,
     engines: Annotated[int, typer.Option(min=1, help="Emulated engines.")] = 2,
     max_batch: Annotated[int, typer.Option(min=1, help="Slots of each.")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Slots for regular tasks.")] = 4,
@@ -104,11 +104,14 @@ async def _run(
         note(f"the service listens on {url} until this ends (try {url}/docs and {url}/metrics)")
         await _ready(api)
         comparing = asyncio.create_task(compare(api, planned, policies, seed=seed, speed=speed))
-        await asyncio.wait({comparing, died}, return_when=asyncio.FIRST_COMPLETED)
-        if not comparing.done():
+        try:
+            await asyncio.wait({comparing, died}, return_when=asyncio.FIRST_COMPLETED)
+            if not comparing.done():
+                raise BackendError(f"the service has ended: {died.result()}")
+            return comparing.result(), await _example(api)
+        finally:
             comparing.cancel()
-            raise BackendError(f"the service has ended: {died.result()}")
-        return comparing.result(), await _example(api)
+            await asyncio.gather(comparing, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -117,6 +120,7 @@ async def _service(options: dict[str, Any]) -> AsyncIterator[tuple[str, asyncio.
 
     It runs on a tether, so that nothing of it outlives us, whatever ends us; settings in our environment are not its.
     """
+    tether = [sys.executable, "-I", "-S", str(TETHER)]
     serve = [sys.executable, "-m", "llmsched", "serve", "--port", "0", "--log-level", "warning"]
     for option, value in options.items():
         serve += [f"--{option}", str(value)]
@@ -124,18 +128,7 @@ async def _service(options: dict[str, Any]) -> AsyncIterator[tuple[str, asyncio.
     with tempfile.TemporaryDirectory(prefix="llmsched-demo-") as folder:
         leash, ours = os.pipe()
         process = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-I",
-                "-S",
-                str(TETHER),
-                str(leash),
-                "5",
-                "--",
-                *serve,
-                "--store",
-                f"sqlite:///{folder}/db",
-            ),
+            *(*tether, str(leash), "5", "--", *serve, "--store", f"sqlite:///{folder}/db"),
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             pass_fds=(leash,),

@@ -247,6 +247,21 @@ class EngineClient:
             return False
         return status < 500
 
+    async def generates(self) -> None:
+        """Ask for one token, because an engine that hangs often still says it is healthy.
+
+        Raises EngineError where none comes; a server that refuses the question is there.
+        """
+        patience = min(10.0, self.timeouts.first_token)
+        limits = Timeouts(connect=patience, first_token=patience, between_tokens=patience, total=patience)
+        try:
+            await self.complete(
+                CompletionRequest(prompt="1", max_tokens=1, timeouts=limits, request_id="llmsched-probe")
+            )
+        except EngineError as error:
+            if not error.reason.startswith("http_4"):
+                raise
+
     async def aclose(self) -> None:
         """Close every connection; requests still running fail."""
         await self._transport.aclose()

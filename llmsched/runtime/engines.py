@@ -91,7 +91,7 @@ class Engine:
         return completion
 
     async def probe(self, clock: Clock) -> None:
-        """Asks for its health, and for its model and limits where they are not known yet."""
+        """Asks for its health, of one without work also for its model and limits, and after faults for a token."""
         well = await self.client.alive()
         if well and self._offered is None:
             well = await self._discover()
@@ -112,6 +112,8 @@ class Engine:
     async def _discover(self) -> bool:
         try:
             self.info = await self.client.discover()
+            if self._breaker.state is State.OPEN:
+                await self.client.generates()  # rather than let a task find out that it still hangs
         except EngineError as error:
             self.last_error = str(error)
             return False

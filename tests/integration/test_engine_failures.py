@@ -86,8 +86,10 @@ async def test_a_bad_engine_delays_nobody_and_comes_back(kind: str, tmp_path: Pa
         assert not view["healthy"]
         assert FAULTS[kind] in view["last_error"]
         assert outcomes(await running) == {"completed": len(JOBS)}
-        # Its victims wait out their timeout and back-off, some of them again when it is tried anew; nobody else does.
+        # Its victims wait out their timeout and back-off; nobody else does.
         assert time.monotonic() - began < 2 * alone + 5.0
+        # Four slots, refilled until the third fault; after that a probe finds out, and no task.
+        assert sum(id.startswith("job_") for id in bad.request_ids) <= 4 + 3
         bad.clear()
         await until(lambda: registered.is_healthy)
         served = bad.requests["length"]
@@ -114,13 +116,13 @@ async def test_a_killed_engine_gives_its_tasks_back_and_is_found_again(tmp_path:
 
 
 async def test_an_engine_on_trial_gets_one_request_before_it_gets_all(tmp_path: Path) -> None:
-    async with in_process_service(tmp_path, emulate=1, speed=50, max_batch=4, **PATIENCE) as service:
+    async with in_process_service(tmp_path, emulate=1, speed=10, max_batch=4, **PATIENCE) as service:
         (engine,) = service.engines
         engine.fault("http_500", count=3)  # which opens the breaker
-        running = asyncio.create_task(run(service))
+        running = asyncio.create_task(run(service, JOBS[:5]))
         await until(lambda: slots(service, "engine-1") == 1)
         assert engine.server.running + engine.server.waiting <= 1
-        assert outcomes(await running) == {"completed": len(JOBS)}
+        assert outcomes(await running) == {"completed": 5}
         assert slots(service, "engine-1") == 4
 
 
@@ -177,7 +179,8 @@ async def test_a_removed_engine_gives_its_tasks_back_at_once(tmp_path: Path) -> 
         await until(lambda: removed.server.running == 2)
         assert (await service.delete("/v1/engines/engine-1")).status_code == 204
         taken = len(removed.request_ids)
-        await until(lambda: removed.requests["abort"] == 2, 2.0, what="two aborted requests")
+        await until(lambda: removed.server.running == removed.server.waiting == 0, 2.0, what="the end of its requests")
+        assert removed.requests["abort"] > 0
         jobs = await running
         assert outcomes(jobs) == {"completed": 5}
         assert len(removed.request_ids) == taken

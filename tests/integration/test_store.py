@@ -722,6 +722,17 @@ async def test_what_queues_up_during_a_transaction_becomes_the_next_one() -> Non
     await journal.close()
 
 
+async def test_patient_writes_wait_for_others_to_share_a_transaction_with() -> None:
+    memory, seen = Memory(), []
+    journal = Journal(memory, lambda writes: seen.append(numbers(writes)))
+    journal.append(one(1), patience=60.0)
+    await journal.append(one(2))
+    assert seen == [[1, 2]]
+    await journal.append(one(3), patience=0.001)
+    assert seen == [[1, 2], [3]]
+    await journal.close()
+
+
 async def test_a_transaction_is_bounded() -> None:
     memory = Memory()
     journal = Journal(memory)

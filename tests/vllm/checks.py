@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.integration.service import Event, RunningService
 from tests.vllm.engine import Metrics, RealEngine
-from tests.vllm.jobs import Job, calls, cost
+from tests.vllm.jobs import Job, calls, cost, long
 
 #: Seconds a client waits for a job; document merging and a restart of the engine take longest.
 PATIENCE = 300.0
@@ -33,12 +33,12 @@ def heard(requests: list[str]) -> list[str]:
 
 
 async def midway(engine: RealEngine, service: RunningService, ids: list[str]) -> list[dict[str, Any]]:
-    """The jobs as a client sees them when LLM stages of some are done and at least three calls run."""
+    """The jobs as a client sees them when the last one, `jobs.long`, is in its second stage."""
+    begun = set(attempts(ids[-1], long()))
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        views = [(await service.get(f"/v1/jobs/{id}")).json() for id in ids]
-        if any(names_done(view) for view in views) and engine.running() >= 3:
-            return views
+        if begun <= set(heard(engine.received())) and engine.running() >= 3:
+            return [(await service.get(f"/v1/jobs/{id}")).json() for id in ids]
         await asyncio.sleep(0.05)
     raise AssertionError("the jobs never came that far")
 

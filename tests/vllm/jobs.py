@@ -129,6 +129,16 @@ def made() -> list[Job]:
     ]
 
 
+def long() -> Job:
+    """A job to interrupt: a short stage, and one of three calls that last several seconds each."""
+    return job(
+        "document_merging",
+        llm("generate", "", (1346, 20)),
+        llm("score_1", "generate", *[(2662, 700)] * 3),
+        tool("keep_best_1", "score_1", "keep_best", 0.01),
+    )
+
+
 def traced() -> list[Job]:
     """The smallest real job of each application, all its fields included. LLMSCHED_TRACES must be set."""
     return [_find(Path(os.environ[TRACES]) / f"{app}.jsonl.gz", id) for app, id in SMALLEST.items()]

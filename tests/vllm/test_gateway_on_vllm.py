@@ -33,7 +33,7 @@ from tests.vllm.checks import (
     scrape,
 )
 from tests.vllm.engine import RealEngine, eventually
-from tests.vllm.jobs import TRACES, Job, cost, job, llm, made, traced
+from tests.vllm.jobs import TRACES, Job, cost, job, llm, long, made, traced
 
 
 @pytest.fixture
@@ -210,12 +210,12 @@ async def test_cancelling_a_job_aborts_its_calls_in_the_engine_and_no_others(
 async def test_jobs_finish_after_the_service_was_killed_and_nothing_committed_runs_again(
     engine: RealEngine, service: RunningService
 ) -> None:
-    jobs, seen, given_up = made(), len(engine.received()), len(engine.aborted())
+    jobs, seen, given_up = [*made(), long()], len(engine.received()), len(engine.aborted())
     ids = [(await service.submit(recording=job))["id"] for job in jobs]
     told = await midway(engine, service, ids)
 
     await service.kill9()
-    await eventually(lambda: engine.running() == 0, 10.0)
+    await eventually(lambda: len(engine.aborted()) >= given_up + 3 and engine.running() == 0)
     before_restart, interrupted = engine.received()[seen:], engine.aborted()[given_up:]
     await service.restart()
 
@@ -224,7 +224,6 @@ async def test_jobs_finish_after_the_service_was_killed_and_nothing_committed_ru
         assert_told_once(story, recording, may_repeat={"stage.started"})
         assert_took_up(await service.finished(id, timeout=PATIENCE), before, recording)
     after_restart = engine.received()[seen + len(before_restart) :]
-    assert interrupted
     assert set(heard(interrupted)) <= set(heard(after_restart))
     assert_sent_once_where_done(before_restart + after_restart, jobs, told)
     await assert_idle(service)
@@ -244,7 +243,7 @@ async def test_jobs_finish_after_the_engine_was_killed_and_came_back(
     engine: RealEngine, service: RunningService
 ) -> None:
     """The trap for clients: a stream that its engine's death cut short ends with [DONE] all the same."""
-    jobs, seen = made(), len(engine.received())
+    jobs, seen = [*made(), long()], len(engine.received())
     ids = [(await service.submit(recording=job))["id"] for job in jobs]
     streamed = asyncio.create_task(endless_stream(engine))
     told = await midway(engine, service, ids)
