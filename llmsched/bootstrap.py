@@ -28,7 +28,8 @@ from llmsched.runtime.engines import Engine, Engines, EngineSpec
 from llmsched.runtime.handlers import build_registry
 from llmsched.runtime.hub import Hub
 from llmsched.runtime.memory import trim_at_rest
-from llmsched.runtime.service import Limits, Service
+from llmsched.runtime.service import Service
+from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
 from llmsched.runtime.workers import ProcessWorkers
 from llmsched.scheduler import Backoff

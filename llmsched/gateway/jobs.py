@@ -29,7 +29,7 @@ from llmsched.gateway.stream import all_stream, job_stream
 from llmsched.gateway.views import read_cursor, stages, summary, write_cursor
 from llmsched.model.job import JobStatus
 from llmsched.model.records import JobRecord
-from llmsched.runtime.service import NewJob, digest_of
+from llmsched.runtime.submission import NewJob, digest_of
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=JsonRoute, responses=responses(401, 503))
 

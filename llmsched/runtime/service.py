@@ -24,19 +24,16 @@ whoever runs it exits and is started again. What one job produced and no databas
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
 import orjson
 
-from llmsched.errors import BackendError, Conflict, InvalidInput, InvalidRecording, Overloaded
+from llmsched.errors import BackendError, Conflict, InvalidInput, Overloaded
 from llmsched.model.application import Application
 from llmsched.model.events import (
     Batch,
@@ -47,32 +44,28 @@ from llmsched.model.events import (
     ExecutorLost,
     FinishJob,
     JobCancelled,
-    JobClass,
     Outcome,
     StageExpanded,
     StageFailed,
     TaskFailed,
     TaskFinished,
-    TaskRef,
-    TaskResult,
 )
 from llmsched.model.job import JobStatus, StageState
-from llmsched.model.kinds import StageKind
 from llmsched.model.recording import Recording
 from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecord, Writes
 from llmsched.policies import make_policy
 from llmsched.runtime.applications import Applications
+from llmsched.runtime.attempts import Attempt, Attempts
 from llmsched.runtime.clock import Clock
-from llmsched.runtime.engine import EngineError
 from llmsched.runtime.engines import Engines
-from llmsched.runtime.handlers import HandlerRegistry, TaskContext
+from llmsched.runtime.handlers import HandlerRegistry
 from llmsched.runtime.hub import Hub
 from llmsched.runtime.inputs import check_input
-from llmsched.runtime.live import LiveScript
 from llmsched.runtime.observer import Observer, Silent
+from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
-from llmsched.runtime.script import RecordedScript, Script
-from llmsched.runtime.workers import WorkerError, WorkerPool
+from llmsched.runtime.submission import Limits, NewJob, new_job_id, read_recording, script_of
+from llmsched.runtime.workers import WorkerPool
 from llmsched.scheduler import Backoff, Scheduler
 
 log = logging.getLogger(__name__)
@@ -80,72 +73,6 @@ log = logging.getLogger(__name__)
 #: Seconds that news nobody depends on (a job or stage was started, a task failed) may wait for a transaction of others:
 #: one of its own costs as much processor time as what it tells about.
 NEWS_PATIENCE = 0.02
-
-
-class Memory(Protocol):
-    """What the service asks of the store while it runs (reads for clients are the gateway's)."""
-
-    async def find_idempotent(self, tenant: str, key: str) -> tuple[str, str] | None: ...
-
-    async def job(self, id: str) -> JobRecord | None: ...
-
-    def unfinished(self) -> AsyncIterator[tuple[JobRecord, bytes | None, Sequence[StageRecord]]]: ...
-
-    async def last_seq(self, jobs: Sequence[str]) -> Mapping[str, int]: ...
-
-    async def last_number(self) -> int: ...
-
-    async def purge(self, finished_before: float, limit: int) -> int: ...
-
-
-class Journal(Protocol):
-    """Group commit: the future resolves once the writes are durable.
-
-    It fails with BackendError if nothing can be written any more, with anything else if these writes cannot be.
-    """
-
-    healthy: bool
-
-    @property
-    def pending(self) -> int: ...
-
-    def append(self, writes: Writes, *, patience: float = 0.0) -> asyncio.Future[None]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the service takes on. Times are seconds."""
-
-    active_jobs: int = 10_000
-    pending_writes: int = 20_000
-    tick_ms: float = 0.0
-    #: Timeout of a regular task that names none.
-    task_timeout: float = 600.0
-    #: How long finished jobs are kept; None: for ever.
-    retention: float | None = None
-    #: Decisions kept for `GET /v1/decisions`.
-    decisions: int = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A submission that passed the gateway's form checks: exactly one of `input` and `recording` counts."""
-
-    application: str
-    input: Any = None
-    recording: Any = None
-    job_class: JobClass = JobClass.STANDARD
-    tenant: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    idempotency_key: str | None = None
-    request_digest: str | None = None
-
-
-@dataclass(slots=True)
-class _Attempt:
-    number: int
-    executor: str
-    task: asyncio.Task[None]
 
 
 class Service:
@@ -192,7 +119,6 @@ class Service:
         self._store = store
         self._journal = journal
         self._observer = observer or Silent()
-        self._speed = speed
         self._number = 0
         self._submitting = 0
         #: Idempotency keys (with their tenants) that are being looked at; who comes second waits.
@@ -202,7 +128,9 @@ class Service:
         self._leaving: dict[str, JobRun] = {}
         #: Tenants of jobs whose last event is not committed yet.
         self._tenants: dict[str, str] = {}
-        self._attempts: dict[TaskRef, _Attempt] = {}
+        self._attempts = Attempts(
+            self.engines, workers, clock, self._reported, speed=speed, task_timeout=self.limits.task_timeout
+        )
         self._queue: list[Event] = []
         self._tick_due: asyncio.Handle | None = None
         self._wakeup: asyncio.TimerHandle | None = None
@@ -212,8 +140,6 @@ class Service:
         #: Nobody minds any more what becomes of the last writes: the next process finds out.
         self._closed = False
         self._idle = asyncio.Event()
-        #: Part of every request id, so that an engine never sees one again after a restart.
-        self._boot = os.urandom(3).hex()
 
     # ---------------------------------------------------------------------------------------- life of the service
 
@@ -236,8 +162,7 @@ class Service:
         self.is_ready, self.is_stopping = False, True
         if self.failure is None:
             await self._drain(grace)
-        ending = [*self._chores, *(attempt.task for attempt in self._attempts.values())]
-        self._silence_where(lambda ref, attempt: True)
+        ending = [*self._chores, *self._attempts.give_up_all()]
         for chore in self._chores:
             chore.cancel()
         self._disarm()
@@ -271,7 +196,7 @@ class Service:
         self.is_ready, self.is_stopping = False, True
         self._queue.clear()
         self._writes.clear()
-        self._silence_where(lambda ref, attempt: True)
+        self._attempts.give_up_all()
         self._disarm()
         self._idle.set()
         self.hub.close()
@@ -312,7 +237,7 @@ class Service:
     ) -> tuple[JobRun, list[Event]]:
         """Raises InvalidInput if the job, which could once run, no longer can."""
         parsed = None if recording is None else Recording.from_json(orjson.loads(recording))
-        script = self._script(record.id, application, record.input, parsed)
+        script = script_of(record.id, application, record.input, parsed)
         run = JobRun(record, application, script)
         unfolded = script.begin()
         run.unfold(unfolded, record.submitted_at)
@@ -391,11 +316,13 @@ class Service:
     async def _admit(self, new: NewJob) -> JobRecord:
         self._check_room()
         application = self.applications.newest(new.application)
-        recording = self._recording(new, application)
-        if recording is None:
+        recording = None
+        if new.recording is None:
             check_input(application, new.input)
+        else:
+            recording = read_recording(new.recording, application, self.engines.longest_context("llm"))
         id = new_job_id(self.clock.now())
-        script = self._script(id, application, new.input, recording)
+        script = script_of(id, application, new.input, recording)
         unfolded = script.begin()
         at = self.clock.now()
         self._number += 1
@@ -459,35 +386,6 @@ class Service:
             )
         if self._journal.pending >= self.limits.pending_writes:
             raise Overloaded("too many writes wait for the database; retry later", retry_after=1.0)
-
-    def _recording(self, new: NewJob, application: Application) -> Recording | None:
-        if new.recording is None:
-            return None
-        try:
-            recording = Recording.from_json(new.recording)
-        except InvalidRecording as error:
-            raise InvalidRecording(
-                str(error), field=f"recording.{error.field}" if error.field else "recording"
-            ) from None
-        if recording.application != application.name:
-            raise InvalidRecording(
-                f"the recording is of application {recording.application!r}, the job of {application.name!r};"
-                " submit it under its own application",
-                field="recording.app",
-            )
-        limit = self.engines.longest_context("llm")
-        if limit is not None and recording.longest_context > limit:
-            raise InvalidRecording(
-                f"the recording needs a context of {recording.longest_context} tokens, the engines hold {limit};"
-                " start them with a larger --max-model-len or submit a shorter recording",
-                field="recording",
-            )
-        return recording
-
-    def _script(self, id: str, application: Application, input: Any, recording: Recording | None) -> Script:
-        if recording is not None:
-            return RecordedScript(id, application, recording)
-        return LiveScript(id, application, input)
 
     def committed(self, writes: Writes) -> None:
         """The journal's news that these writes are durable: now others may see them."""
@@ -554,9 +452,9 @@ class Service:
             return
         match event:
             case ExecutorLost(executor):
-                self._silence_where(lambda ref, a: a.executor == executor)
+                self._attempts.give_up_on(executor=executor)
             case JobCancelled(job) | StageFailed(job):
-                self._silence_where(lambda ref, a: ref.job == job)
+                self._attempts.give_up_on(job=job)
             case ExecutorJoined() if self.is_stopping:
                 return
             case _:
@@ -602,7 +500,7 @@ class Service:
                     self._dispatch(command, now)
                     dispatched.append(command)
                 case CancelTask(ref):
-                    self._silence(ref)
+                    self._attempts.give_up(ref)
                 case FinishJob():
                     self._finish(command, now)
                 case _:
@@ -722,107 +620,17 @@ class Service:
         self._of(ref.job).events.extend(run.start(ref, command.executor, now))
         if first:
             self._of(ref.job).updates.append(JobUpdate(ref.job, JobStatus.RUNNING, now, None, None, None))
-        pool = task.pool
-        self._observer.task_started(pool, run.record.application, now - task.ready_at)
-        work = self._call_engine if task.stage.kind is StageKind.LLM else self._call_worker
-        attempt = asyncio.create_task(self._attempt(run, command, pool, work))
-        self._attempts[ref] = _Attempt(command.attempt, command.executor, attempt)
+        self._observer.task_started(task.pool, run.record.application, now - task.ready_at)
+        self._attempts.start(run, command, task.stage.kind)
 
-    async def _attempt(
-        self,
-        run: JobRun,
-        command: Dispatch,
-        pool: str,
-        work: Callable[[JobRun, Dispatch], Awaitable[tuple[TaskResult, Any]]],
-    ) -> None:
-        ref, number, began = command.task, command.attempt, self.clock.now()
-        event: TaskFinished | TaskFailed
-        output: Any = None
-        try:
-            result, output = await work(run, command)
-            event = TaskFinished(ref, number, result)
-        except EngineError as error:
-            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0)
-        except WorkerError as error:
-            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable)
-        except InvalidInput as error:
-            event = TaskFailed(ref, number, f"bad_output: {error}")
-        except Exception as error:  # a bug of ours, or of a dependency: the job must hear of it, the service goes on
-            log.exception("attempt failed unexpectedly", extra={"task": str(ref), "attempt": number})
-            event = TaskFailed(ref, number, f"internal: {type(error).__name__}: {error}")
-        current = self._attempts.get(ref)
-        if current is None or current.number != number:
-            return
-        del self._attempts[ref]
-        self._observer.task_ended(pool, run.record.application, self.clock.now() - began)
+    def _reported(self, attempt: Attempt, event: TaskFinished | TaskFailed, output: Any) -> None:
+        """An attempt that the scheduler still counts on is over."""
+        run, ref, now = attempt.run, event.task, self.clock.now()
+        stage = run.stages[ref.stage]
+        self._observer.task_ended(stage.spec.pool, run.record.application, now - attempt.started_at)
         if isinstance(event, TaskFinished):
-            run.stages[ref.stage].outputs[ref.index] = output
+            stage.outputs[ref.index] = output
         else:
-            note = {"stage": ref.stage, "task": ref.index, "attempt": number, "reason": event.reason}
-            self._of(ref.job).events.append(run.event("task.failed", self.clock.now(), note))
+            note = {"stage": ref.stage, "task": ref.index, "attempt": event.attempt, "reason": event.reason}
+            self._of(ref.job).events.append(run.event("task.failed", now, note))
         self.post(event)
-
-    async def _call_engine(self, run: JobRun, command: Dispatch) -> tuple[TaskResult, Any]:
-        ref = command.task
-        engine = self.engines[command.executor]
-        spec = run.stages[ref.stage].spec
-        try:
-            request = run.script.llm(ref.stage, ref.index)
-        except InvalidInput as error:
-            raise EngineError(str(error), reason="template", retryable=False, engine_fault=False) from None
-        timeouts = engine.client.timeouts
-        if spec.timeout is not None:
-            timeouts = replace(timeouts, total=spec.timeout)
-        request = replace(
-            request,
-            priority=command.priority or 0,
-            request_id=f"{ref.job}-{ascii(ref.stage)[1:-1]}-{ref.index}-{command.attempt}-{self._boot}",
-            timeouts=timeouts,
-        )
-        completion = await engine.complete(request, self.clock)
-        result = TaskResult(completion.duration_s, completion.prompt_tokens, completion.output_tokens)
-        return result, run.script.read(ref.stage, ref.index, completion.text)
-
-    async def _call_worker(self, run: JobRun, command: Dispatch) -> tuple[TaskResult, Any]:
-        ref = command.task
-        began = self.clock.now()
-        try:
-            work = run.script.work(ref.stage, ref.index)
-        except InvalidInput as error:
-            raise WorkerError(str(error), reason="template", retryable=False) from None
-        if isinstance(work, float):
-            await self.workers.hold(work / self._speed)
-            return TaskResult(self.clock.now() - began), None
-        spec = run.stages[ref.stage].spec
-        key = f"{ref.job}/{ref.stage}/{ref.index}"
-        task = replace(
-            work,
-            timeout=spec.timeout or self.limits.task_timeout,
-            context=TaskContext(ref.job, ref.stage, ref.index, command.attempt, key),
-        )
-        output = await self.workers.run(task)
-        return TaskResult(self.clock.now() - began), output
-
-    def _silence(self, ref: TaskRef) -> None:
-        """Gives up an attempt: it is aborted and its outcome reaches nobody."""
-        attempt = self._attempts.pop(ref, None)
-        if attempt is not None:
-            attempt.task.cancel()
-
-    def _silence_where(self, gone: Callable[[TaskRef, _Attempt], bool]) -> None:
-        for ref in [ref for ref, attempt in self._attempts.items() if gone(ref, attempt)]:
-            self._silence(ref)
-
-
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-
-
-def new_job_id(now: float) -> str:
-    """A job id that sorts by time: `job_` and 20 characters, the last ten random."""
-    number = (int(now * 1000) << 50) | int.from_bytes(os.urandom(7), "big") >> 6
-    return "job_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(95, -1, -5))
-
-
-def digest_of(request: object) -> str:
-    """Identifies a request body for idempotency: equal for equal JSON."""
-    return hashlib.sha256(orjson.dumps(request, option=orjson.OPT_SORT_KEYS)).hexdigest()

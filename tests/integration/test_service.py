@@ -28,7 +28,8 @@ from llmsched.runtime.clock import WallClock
 from llmsched.runtime.handlers import HandlerRegistry, build_registry
 from llmsched.runtime.hub import Subscription
 from llmsched.runtime.run import JobRun
-from llmsched.runtime.service import NewJob, Service
+from llmsched.runtime.service import Service
+from llmsched.runtime.submission import NewJob
 from llmsched.runtime.workers import InlineWorkers
 from llmsched.store.journal import Journal
 from llmsched.store.store import Store

@@ -139,13 +139,11 @@ async def test_waiting_requests_start_in_order_of_priority(engine: RealEngine, c
         assert answer.status_code == 200
         finished.append(priority)
 
-    # One of them ends long before the others, so the queue drains through one slot, one at a time.
-    filling = [
-        asyncio.create_task(client.post(COMPLETIONS, json=recorded(5, n))) for n in (300, *[5000] * (engine.slots - 1))
-    ]
+    filling = [asyncio.create_task(client.post(COMPLETIONS, json=recorded(5, 5000))) for _ in range(engine.slots)]
     await eventually(lambda: engine.counter("vllm:num_requests_running") == engine.slots)
     queue = [asyncio.create_task(queued(priority)) for priority in (5, -2, 3, 1)]
     await eventually(lambda: engine.counter("vllm:num_requests_waiting") == 4)
+    filling[0].cancel()  # the queue drains through one slot, one at a time
     await asyncio.gather(*queue)
 
     assert finished == [-2, 1, 3, 5]

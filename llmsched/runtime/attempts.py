@@ -1,0 +1,157 @@
+"""Attempts in flight: each is an asyncio task that calls an engine or a worker and reports exactly once.
+
+An attempt never raises: whatever happened comes out as `TaskFinished` or `TaskFailed`. One that is given up is aborted
+and reports nothing, so that news and the scheduler's accounts cannot disagree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmsched.errors import InvalidInput
+from llmsched.model.events import Dispatch, TaskFailed, TaskFinished, TaskRef, TaskResult
+from llmsched.model.kinds import StageKind
+from llmsched.runtime.clock import Clock
+from llmsched.runtime.engine import EngineError
+from llmsched.runtime.engines import Engines
+from llmsched.runtime.handlers import TaskContext
+from llmsched.runtime.run import JobRun
+from llmsched.runtime.workers import WorkerError, WorkerPool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One dispatched task: who runs it, and since when."""
+
+    run: JobRun
+    command: Dispatch
+    kind: StageKind
+    started_at: float
+    task: asyncio.Task[None] | None = None
+
+
+#: Told how an attempt ended, with the output of a finished one.
+Report = Callable[[Attempt, TaskFinished | TaskFailed, Any], None]
+
+
+class Attempts:
+    """Starts attempts and gives them up.
+
+    report: called once per attempt that was not given up. speed: recorded regular tasks hold a worker for their seconds
+    divided by it. task_timeout: seconds of a regular task whose stage names none.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        workers: WorkerPool,
+        clock: Clock,
+        report: Report,
+        *,
+        speed: float = 1.0,
+        task_timeout: float = 600.0,
+    ) -> None:
+        self._engines = engines
+        self._workers = workers
+        self._clock = clock
+        self._report = report
+        self._speed = speed
+        self._task_timeout = task_timeout
+        self._running: dict[TaskRef, Attempt] = {}
+        #: Part of every request id, so that an engine never sees one again after a restart.
+        self._boot = os.urandom(3).hex()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, run: JobRun, command: Dispatch, kind: StageKind) -> None:
+        attempt = self._running[command.task] = Attempt(run, command, kind, self._clock.now())
+        attempt.task = asyncio.create_task(self._go(attempt))
+
+    def give_up(self, ref: TaskRef) -> None:
+        """Aborts the attempt at a task, if one is in flight; its outcome reaches nobody."""
+        attempt = self._running.pop(ref, None)
+        if attempt is not None and attempt.task is not None:
+            attempt.task.cancel()
+
+    def give_up_on(self, *, executor: str | None = None, job: str | None = None) -> None:
+        """Aborts every attempt on an executor, or of a job."""
+        for ref, attempt in list(self._running.items()):
+            if ref.job == job or attempt.command.executor == executor:
+                self.give_up(ref)
+
+    def give_up_all(self) -> list[asyncio.Task[None]]:
+        """Aborts everything; the asyncio tasks, some of which need a moment to end."""
+        ending = [attempt.task for attempt in self._running.values() if attempt.task is not None]
+        for ref in list(self._running):
+            self.give_up(ref)
+        return ending
+
+    async def _go(self, attempt: Attempt) -> None:
+        ref, number = attempt.command.task, attempt.command.attempt
+        event: TaskFinished | TaskFailed
+        output: Any = None
+        try:
+            call = self._call_engine if attempt.kind is StageKind.LLM else self._call_worker
+            result, output = await call(attempt.run, attempt.command)
+            event = TaskFinished(ref, number, result)
+        except EngineError as error:
+            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0)
+        except WorkerError as error:
+            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable)
+        except InvalidInput as error:
+            event = TaskFailed(ref, number, f"bad_output: {error}")
+        except Exception as error:  # a bug of ours, or of a dependency: the job must hear of it, the service goes on
+            log.exception("attempt failed unexpectedly", extra={"task": str(ref), "attempt": number})
+            event = TaskFailed(ref, number, f"internal: {type(error).__name__}: {error}")
+        if self._running.get(ref) is attempt:
+            del self._running[ref]
+            self._report(attempt, event, output)
+
+    async def _call_engine(self, run: JobRun, command: Dispatch) -> tuple[TaskResult, Any]:
+        ref = command.task
+        engine = self._engines[command.executor]
+        spec = run.stages[ref.stage].spec
+        try:
+            request = run.script.llm(ref.stage, ref.index)
+        except InvalidInput as error:
+            raise EngineError(str(error), reason="template", retryable=False, engine_fault=False) from None
+        timeouts = engine.client.timeouts
+        if spec.timeout is not None:
+            timeouts = replace(timeouts, total=spec.timeout)
+        request = replace(
+            request,
+            priority=command.priority or 0,
+            request_id=f"{ref.job}-{ascii(ref.stage)[1:-1]}-{ref.index}-{command.attempt}-{self._boot}",
+            timeouts=timeouts,
+        )
+        completion = await engine.complete(request, self._clock)
+        result = TaskResult(completion.duration_s, completion.prompt_tokens, completion.output_tokens)
+        return result, run.script.read(ref.stage, ref.index, completion.text)
+
+    async def _call_worker(self, run: JobRun, command: Dispatch) -> tuple[TaskResult, Any]:
+        ref = command.task
+        began = self._clock.now()
+        try:
+            work = run.script.work(ref.stage, ref.index)
+        except InvalidInput as error:
+            raise WorkerError(str(error), reason="template", retryable=False) from None
+        if isinstance(work, float):
+            await self._workers.hold(work / self._speed)
+            return TaskResult(self._clock.now() - began), None
+        spec = run.stages[ref.stage].spec
+        key = f"{ref.job}/{ref.stage}/{ref.index}"
+        task = replace(
+            work,
+            timeout=spec.timeout or self._task_timeout,
+            context=TaskContext(ref.job, ref.stage, ref.index, command.attempt, key),
+        )
+        output = await self._workers.run(task)
+        return TaskResult(self._clock.now() - began), output

@@ -1,0 +1,92 @@
+"""What is handed in: a new job, its id, the limits of the service, and the checks a recording has to pass."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from llmsched.errors import InvalidRecording
+from llmsched.model.application import Application
+from llmsched.model.events import JobClass
+from llmsched.model.recording import Recording
+from llmsched.runtime.live import LiveScript
+from llmsched.runtime.script import RecordedScript, Script
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the service takes on. Times are seconds."""
+
+    active_jobs: int = 10_000
+    pending_writes: int = 20_000
+    tick_ms: float = 0.0
+    #: Timeout of a regular task that names none.
+    task_timeout: float = 600.0
+    #: How long finished jobs are kept; None: for ever.
+    retention: float | None = None
+    #: Decisions kept for `GET /v1/decisions`.
+    decisions: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A submission that passed the gateway's form checks: exactly one of `input` and `recording` counts."""
+
+    application: str
+    input: Any = None
+    recording: Any = None
+    job_class: JobClass = JobClass.STANDARD
+    tenant: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    request_digest: str | None = None
+
+
+def read_recording(raw: Any, application: Application, longest_context: int | None) -> Recording:
+    """The recording of a job of `application`, for engines whose context holds so many tokens (None: not known).
+
+    Raises InvalidRecording.
+    """
+    try:
+        recording = Recording.from_json(raw)
+    except InvalidRecording as error:
+        raise InvalidRecording(str(error), field=f"recording.{error.field}" if error.field else "recording") from None
+    if recording.application != application.name:
+        raise InvalidRecording(
+            f"the recording is of application {recording.application!r}, the job of {application.name!r};"
+            " submit it under its own application",
+            field="recording.app",
+        )
+    if longest_context is not None and recording.longest_context > longest_context:
+        raise InvalidRecording(
+            f"the recording needs a context of {recording.longest_context} tokens, the engines hold {longest_context};"
+            " start them with a larger --max-model-len or submit a shorter recording",
+            field="recording",
+        )
+    return recording
+
+
+def script_of(id: str, application: Application, input: Any, recording: Recording | None) -> Script:
+    """How the job runs: as recorded, or live on its input."""
+    if recording is not None:
+        return RecordedScript(id, application, recording)
+    return LiveScript(id, application, input)
+
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_job_id(now: float) -> str:
+    """A job id that sorts by time: `job_` and 20 characters, the last ten random."""
+    number = (int(now * 1000) << 50) | int.from_bytes(os.urandom(7), "big") >> 6
+    return "job_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(95, -1, -5))
+
+
+def digest_of(request: object) -> str:
+    """Identifies a request body for idempotency: equal for equal JSON."""
+    return hashlib.sha256(orjson.dumps(request, option=orjson.OPT_SORT_KEYS)).hexdigest()
