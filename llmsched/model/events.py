@@ -125,13 +125,17 @@ class TaskFinished:
 
 @dataclass(frozen=True, slots=True)
 class TaskFailed:
-    """reason: one sentence, its first word a code. retry_after: seconds the world asked us to wait."""
+    """reason: one sentence, its first word a code. retry_after: seconds the world asked us to wait.
+
+    reached: False if the executor never heard of the attempt; it then counts as a lost executor, not as a failure.
+    """
 
     task: TaskRef
     attempt: int
     reason: str
     retryable: bool = True
     retry_after: float = 0.0
+    reached: bool = True
 
 
 @dataclass(frozen=True, slots=True)

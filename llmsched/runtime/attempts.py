@@ -25,6 +25,9 @@ from llmsched.runtime.workers import WorkerError, WorkerPool
 
 log = logging.getLogger(__name__)
 
+#: Reasons of `EngineError` after which the engine cannot have started anything.
+NEVER_REACHED = frozenset({"connect", "timeout_connect"})
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -103,7 +106,10 @@ class Attempts:
             result, output = await call(attempt.run, attempt.command)
             event = TaskFinished(ref, number, result)
         except EngineError as error:
-            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0)
+            reached = error.reason not in NEVER_REACHED
+            event = TaskFailed(
+                ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0, reached
+            )
         except WorkerError as error:
             event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable)
         except InvalidInput as error:

@@ -230,20 +230,21 @@ class Scheduler:
         task = self._attempt(event.task, event.attempt, event)
         if task is None:
             return
-        task.failures += 1
+        task.failures += event.reached
+        task.losses += not event.reached
         task.avoid = task.executor
         self._release(task, TaskState.BACKOFF)
+        where = f"task {task.stage.name}[{task.index}]"
         if not event.retryable:
-            self._finish(task.job, Outcome.FAILED, f"task {task.stage.name}[{task.index}]: {event.reason}")
+            self._finish(task.job, Outcome.FAILED, f"{where}: {event.reason}")
         elif task.failures > task.stage.spec.retries:
-            self._finish(
-                task.job,
-                Outcome.FAILED,
-                f"task {task.stage.name}[{task.index}] failed {task.failures} times, last: {event.reason}",
-            )
+            self._finish(task.job, Outcome.FAILED, f"{where} failed {task.failures} times, last: {event.reason}")
+        elif task.losses > self._backoff.max_losses:
+            self._finish(task.job, Outcome.FAILED, f"{where} reached no executor, last: {event.reason}")
         else:
             self.stats.retries += 1
-            delay = max(self._backoff.delay(task.failures, self._rng), min(self._backoff.most, event.retry_after))
+            nominal = self._backoff.delay(task.failures if event.reached else task.losses, self._rng)
+            delay = max(nominal, min(self._backoff.most, event.retry_after))
             self._counter += 1
             heapq.heappush(self._delayed, (self._view.now + delay, self._counter, task))
 

@@ -144,6 +144,10 @@ def done(task: str, attempt: int = 1) -> TaskFinished:
     return TaskFinished(ref(task), attempt, RESULT)
 
 
+def unreached(task: str, attempt: int = 1) -> TaskFailed:
+    return TaskFailed(ref(task), attempt, "connect: nobody listens", reached=False)
+
+
 def failed(task: str, attempt: int = 1, **more: Any) -> TaskFailed:
     return TaskFailed(ref(task), attempt, "timeout: no answer", **more)
 
@@ -568,6 +572,19 @@ def test_a_task_that_keeps_losing_its_executor_fails_its_job(bench: Bench) -> No
         ended_badly("j", "task a[0] lost its executor 3 times, last 'e'"),
     ]
     assert bench.at(3, engine("e")) == [run("k/a/0", "e")]
+
+
+def test_an_attempt_that_never_reached_its_executor_uses_up_no_retry(bench: Bench) -> None:
+    template = application(stage("a", retries=0))
+    bench.at(0, engine("e"), bench.submit("j", template))
+
+    assert bench.at(1, unreached("j/a/0")) == []
+    assert bench.at(2, Wakeup()) == [run("j/a/0", "e", attempt=2)]  # back-off of the first loss: 1 s
+    assert bench.at(3, unreached("j/a/0", 2)) == []
+    assert bench.at(5, Wakeup()) == [run("j/a/0", "e", attempt=3)]  # of the second: 2 s
+    assert bench.at(6, unreached("j/a/0", 3)) == [
+        ended_badly("j", "task a[0] reached no executor, last: connect: nobody listens")
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------- stale news
