@@ -125,8 +125,8 @@ def cached(model: TinyModel, cache: Path) -> Path:
 
 
 def default_cache() -> Path:
-    """Where model directories are kept: `LLMSCHED_MODEL_CACHE`, else a folder of the temporary directory."""
-    named = os.environ.get("LLMSCHED_MODEL_CACHE")
+    """Where model directories are kept: `LLMSCHED_TEST_MODEL_CACHE`, else a folder of the temporary directory."""
+    named = os.environ.get("LLMSCHED_TEST_MODEL_CACHE")
     return Path(named) if named else Path(tempfile.gettempdir()) / f"llmsched-models-{os.getuid()}"
 
 
