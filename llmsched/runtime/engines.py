@@ -56,6 +56,8 @@ class Engine:
         self._post = post
         #: Set to have it probed now.
         self.due = asyncio.Event()
+        #: Its last call failed by its own fault: health checks alone do not prove that it works.
+        self._is_suspect = False
         #: Slots the scheduler was last told of; None while it does not know the engine.
         self._offered: int | None = None
 
@@ -82,10 +84,12 @@ class Engine:
             completion = await self.client.complete(request)
         except EngineError as error:
             self.last_error = str(error)
+            self._is_suspect = error.engine_fault
             if error.engine_fault and self._breaker.fault(clock.now()):
                 # Once this failure is reported: the engine's loss would silence it, and it would count as no failure.
                 asyncio.get_running_loop().call_soon(self._settle)
             raise
+        self._is_suspect = False
         if self._breaker.success(clock.now()):
             self._settle()
         return completion
@@ -112,7 +116,7 @@ class Engine:
     async def _discover(self) -> bool:
         try:
             self.info = await self.client.discover()
-            if self._breaker.state is State.OPEN:
+            if self._is_suspect:
                 await self.client.generates()  # rather than let a task find out that it still hangs
         except EngineError as error:
             self.last_error = str(error)
