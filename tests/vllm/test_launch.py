@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -47,9 +48,9 @@ async def test_a_launched_engine_works_is_restarted_and_dies_with_the_service(
         told = await told_by(view["url"])
         assert told == EngineInfo(("tiny",), RealEngine.max_model_len, SLOTS, priority=True, version=told.version)
 
-        interrupted = job("code_generation", llm("test_gen", "", (237, 65)), llm("code_gen_0", "test_gen", (106, 900)))
+        interrupted = job("code_generation", llm("test_gen", "", (237, 65)), llm("code_gen_0", "test_gen", (106, 3000)))
         id = (await service.submit(recording=interrupted))["id"]
-        await eventually(lambda: is_running_its_last(view["url"], 4))
+        await until_running(service, id, "code_gen_0")
         started = launched(service)
         os.kill(started[1].pid, signal.SIGKILL)
         await engine_once(service, healthy=False)
@@ -72,10 +73,13 @@ async def told_by(url: str) -> EngineInfo:
         await client.aclose()
 
 
-def is_running_its_last(url: str, finished: int) -> bool:
-    """Whether the engine has finished so many requests and runs one more."""
-    scrape = Metrics.of(url)
-    return scrape.counters().finished == {"length": finished} and scrape.value("vllm:num_requests_running") == 1
+async def until_running(service: RunningService, id: str, stage: str) -> None:
+    """Until the service has sent the stage's call to the engine: a busy engine answers scrapes too late to ask it."""
+    async with asyncio.timeout(PATIENCE):
+        states: dict[str, str] = {}
+        while states.get(stage) != "running":
+            job = (await service.get(f"/v1/jobs/{id}")).json()
+            states = {s["name"]: s["state"] for s in job["stages"]}
 
 
 def launched(service: RunningService) -> list[psutil.Process]:
