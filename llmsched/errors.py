@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
 
 
 class LlmschedError(Exception):
@@ -80,3 +81,16 @@ class BackendError(LlmschedError):
 
 class InvalidTransition(LlmschedError):
     """The state machine was asked for something impossible: a bug of ours, told with its story."""
+
+
+def show(value: object) -> str:
+    """A value as it can stand in a sentence: short, and never itself an error.
+
+    >>> show(["a", "b", "c", "d"])
+    "['a', 'b', 'c', ...]"
+    """
+    return _short.repr(value)
+
+
+_short = Repr()
+_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring, _short.maxother = 2, 3, 3, 80, 80

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from reprlib import Repr
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from llmsched.errors import BackendError, Conflict, InvalidInput, LlmschedError, Overloaded
+from llmsched.errors import BackendError, Conflict, InvalidInput, LlmschedError, Overloaded, show
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -122,9 +121,9 @@ def install(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         detail = error.detail
         if error.status_code == 404 and detail == "Not Found":
-            detail = f"there is nothing at {_short.repr(request.url.path)}; GET /openapi.json lists what there is"
+            detail = f"there is nothing at {show(request.url.path)}; GET /openapi.json lists what there is"
         if error.status_code == 405:
-            detail = f"{request.method} is not possible at {_short.repr(request.url.path)}"
+            detail = f"{request.method} is not possible at {show(request.url.path)}"
         return problem(request, error.status_code, detail, headers=error.headers)
 
 
@@ -147,8 +146,4 @@ def sentence(error: Mapping[str, Any]) -> str:
         return f"unknown field {where!r}; see /docs for the fields there are"
     if error["type"] == "missing":
         return f"{where} is missing"
-    return f"{where}: {message[:1].lower()}{message[1:]}; it is {_short.repr(error['input'])}"
-
-
-_short = Repr()
-_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring, _short.maxother = 2, 3, 3, 80, 80
+    return f"{where}: {message[:1].lower()}{message[1:]}; it is {show(error['input'])}"

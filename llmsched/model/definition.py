@@ -12,7 +12,7 @@ from math import isfinite
 from operator import mul
 from typing import NamedTuple, cast
 
-from llmsched.errors import InvalidApplication, UnknownName
+from llmsched.errors import InvalidApplication, UnknownName, show
 from llmsched.model.kinds import StageKind
 from llmsched.model.spec import (
     A_NAME,
@@ -26,7 +26,6 @@ from llmsched.model.spec import (
     Candidate,
     Expected,
     StageSpec,
-    show,
 )
 
 

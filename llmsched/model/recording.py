@@ -11,13 +11,12 @@ other field; it does not compare the job with its application's template.
 from __future__ import annotations
 
 import heapq
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import Any, Protocol
 
-from llmsched.errors import InvalidRecording
+from llmsched.errors import InvalidRecording, show
 from llmsched.model.kinds import StageKind
 
 #: Limits against absurd input; the largest published job has 80 tasks and 400,000 tokens.
@@ -426,8 +425,4 @@ def _show(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]  # as in JSON
     if type(value) is int and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"  # repr() of a huge one raises
-    return _short.repr(value)
-
-
-_short = reprlib.Repr()
-_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring, _short.maxother = 2, 3, 3, 80, 80
+    return show(value)

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
-from reprlib import Repr
 from typing import Protocol, cast
 
-from llmsched.errors import InvalidApplication
+from llmsched.errors import InvalidApplication, show
 from llmsched.model.kinds import StageKind
 
 #: Bounds that keep one application from swallowing the service.
@@ -208,15 +207,6 @@ def listed(names: Iterable[str]) -> str:
     """Names as they can stand in a sentence."""
     first = list(islice(names, 21))
     return ", ".join([*first[:20], *(["…"] if len(first) > 20 else [])]) or "none"
-
-
-def show(value: object) -> str:
-    """A value as it can stand in a sentence: short, and never itself an error."""
-    return _short.repr(value)
-
-
-_short = Repr()
-_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring, _short.maxother = 2, 3, 3, 80, 80
 
 
 def validate_plan(
