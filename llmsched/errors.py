@@ -6,6 +6,7 @@ LlmschedError
 │   ├── InvalidApplication  a template that can never run
 │   ├── InvalidRecording    a recorded job or a trace line that cannot be replayed
 │   ├── InvalidSetting      a flag, key or environment variable
+│   ├── ProfileError        history nothing can be learned from, or a profile that does not fit
 │   ├── UnknownName         a policy, application, job, engine … nobody knows
 │   └── Conflict            clashes with what is already stored (HTTP 409)
 ├── Overloaded              nobody's: come back later (HTTP 429)
@@ -45,6 +46,10 @@ class InvalidRecording(InvalidInput):
 
 class InvalidSetting(InvalidInput):
     """A flag, configuration key or environment variable with a bad value."""
+
+
+class ProfileError(InvalidInput):
+    """History that nothing can be learned from, or a profile of another application or version."""
 
 
 class UnknownName(InvalidInput):

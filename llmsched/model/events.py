@@ -8,6 +8,7 @@ All are plain values: they can be compared, pickled and replayed. A batch is eve
     StageFailed      a stage completed, but what it revealed cannot be used (a plan outside its candidates, …)
     TaskFinished     one attempt of a task succeeded
     TaskFailed       one attempt of a task did not
+    SliceEnded       one attempt was capped and reached its cap: the task wants to go on
     ExecutorJoined   an executor offers slots (again); a known executor changes its number of slots: 0 drains it
     ExecutorLost     an executor is gone, with everything that ran on it
     JobCancelled     somebody does not want the job any more
@@ -20,9 +21,10 @@ All are plain values: they can be compared, pickled and replayed. A batch is eve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmsched.model.application import Application
 from llmsched.model.spec import StageSpec
@@ -83,7 +85,10 @@ class Reveal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobSubmitted:
-    """number: submission order, unique. arrived_at: may lie before the batch (restored jobs)."""
+    """number: submission order, unique. arrived_at: may lie before the batch (restored jobs).
+
+    features: what is known of its input, such as its size (`llmsched.model.recording.FEATURES`).
+    """
 
     job: str
     number: int
@@ -93,6 +98,7 @@ class JobSubmitted:
     skipped: tuple[str, ...] = ()
     job_class: JobClass = JobClass.STANDARD
     tenant: str = ""
+    features: Mapping[str, str | int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,15 @@ class TaskFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceEnded:
+    """output_tokens: what this attempt generated; the next attempt continues behind it."""
+
+    task: TaskRef
+    attempt: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ExecutorJoined:
     executor: str
     pool: str
@@ -167,6 +182,7 @@ Event = (
     | StageFailed
     | TaskFinished
     | TaskFailed
+    | SliceEnded
     | ExecutorJoined
     | ExecutorLost
     | JobCancelled
@@ -187,13 +203,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """max_tokens: cap for slice-level policies. priority: vLLM's key, smaller first."""
+    """max_tokens: cap for slice-level policies. priority: vLLM's key, smaller first. why: what the policy went by."""
 
     task: TaskRef
     attempt: int
     executor: str
     max_tokens: int | None = None
     priority: int | None = None
+    why: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

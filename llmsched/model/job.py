@@ -17,6 +17,7 @@ and anything not yet revealed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from llmsched.errors import InvalidTransition
@@ -76,6 +77,7 @@ class Task:
         "avoid",
         "executor",
         "failures",
+        "generated",
         "index",
         "losses",
         "prompt_tokens",
@@ -95,6 +97,8 @@ class Task:
         #: Counts dispatches; news of an earlier attempt is stale.
         self.attempt = 0
         self.failures = 0
+        #: Output tokens of earlier slices.
+        self.generated = 0
         #: How often its executor was lost under it.
         self.losses = 0
         self.executor: str | None = None
@@ -201,10 +205,12 @@ class Job:
     __slots__ = (
         "application",
         "arrived_at",
+        "features",
         "id",
         "job_class",
         "number",
         "open_stages",
+        "revision",
         "running",
         "stages",
         "status",
@@ -219,6 +225,7 @@ class Job:
         arrived_at: float,
         job_class: JobClass = JobClass.STANDARD,
         tenant: str = "",
+        features: Mapping[str, str | int] | None = None,
     ) -> None:
         self.id = id
         #: Submission order.
@@ -227,12 +234,16 @@ class Job:
         self.arrived_at = arrived_at
         self.job_class = job_class
         self.tenant = tenant
+        #: What was known of its input at submission.
+        self.features: Mapping[str, str | int] = features or {}
         self.status = JobStatus.QUEUED
         self.stages: dict[str, Stage] = {}
         for spec in application.stages:
             self.stages[spec.name] = Stage(self, spec, len(self.stages))
         #: Stages that are neither done nor skipped.
         self.open_stages = len(self.stages)
+        #: Grows with everything that is found out about the job: a stage revealed, skipped or over, a task done.
+        self.revision = 0
         #: Tasks that run now, by reference, in order of dispatch.
         self.running: dict[TaskRef, Task] = {}
 

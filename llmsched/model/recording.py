@@ -11,6 +11,7 @@ other field; it does not compare the job with its application's template.
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from sys import intern
@@ -28,10 +29,20 @@ MAX_SECONDS = 30 * 86_400.0
 MAX_NAME = 200
 
 #: What may be known of a job when it is submitted, besides the prompts of its first stages.
-FEATURES: Mapping[str, type] = {"variant": str, "length": int, "doc_tokens": int}
+FEATURES: Mapping[str, type] = {"variant": str, "length": int, "doc_tokens": int, "input_chars": int}
 
 _KINDS = {kind.value: kind for kind in StageKind}
 _MISSING: Any = object()
+
+
+def input_features(value: Any) -> Mapping[str, int]:
+    """The features of a live job: the size of its JSON input in characters.
+
+    >>> input_features({"text": "Grüße"})
+    {'input_chars': 16}
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return {"input_chars": min(len(text), MAX_TOKENS)}
 
 
 class ReferenceCurve(Protocol):

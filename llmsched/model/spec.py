@@ -89,6 +89,8 @@ class StageSpec:
     loop: str | None = None
     #: The dynamic stage whose plan brought this stage into being.
     parent: str | None = None
+    #: What the plan chose from the candidates of its dynamic stage; the name of a tool outside them if it did so.
+    candidate: str | None = None
     expected: Expected = field(default_factory=Expected)
     # --- dynamic stages
     planner: str | None = None

@@ -30,6 +30,34 @@ class Unfolded(NamedTuple):
     skipped: tuple[str, ...] = ()
 
 
+def pool_of(application: Application, stage: RecordedStage) -> str:
+    """Where a recorded stage runs: as the template says, else where its tool does, else where its kind usually does."""
+    if stage.parent is None and stage.name in application and application[stage.name].kind is stage.kind:
+        return application[stage.name].pool
+    if stage.parent is not None and stage.parent in application:
+        chosen = candidate_of(application, stage)
+        for candidate in application[stage.parent].candidates:
+            if candidate.name == chosen and candidate.kind is stage.kind:
+                return candidate.pool
+    usual = (s.pool for s in application.stages if s.kind is stage.kind)
+    return next(usual, DEFAULT_POOLS[stage.kind])
+
+
+def candidate_of(application: Application, stage: RecordedStage) -> str | None:
+    """What a planner chose when it asked for this stage: its tool, else the candidate it is named after.
+
+    A name is that of a candidate, or that and a number: `search`, `math_2`. None for a stage of no plan.
+    """
+    if stage.parent is None:
+        return None
+    tool = next((t.tool for t in stage.tasks if t.tool), None)
+    if tool is not None or stage.parent not in application:
+        return tool or stage.name
+    names = {c.name for c in application[stage.parent].candidates}
+    stem = stage.name.rpartition("_")[0]
+    return stage.name if stage.name in names else stem if stem in names else stage.name
+
+
 class RecordedUnfolding:
     """Deals out one recording of `application`, stage by stage."""
 
@@ -103,21 +131,12 @@ class RecordedUnfolding:
             stage.name,
             stage.kind,
             after=stage.after,
-            pool=self._pool(stage),
+            pool=pool_of(self._application, stage),
             max_tasks=max(1, len(stage.tasks)),
             iteration=stage.iteration,
             parent=stage.parent,
+            candidate=candidate_of(self._application, stage),
         )
-
-    def _pool(self, stage: RecordedStage) -> str:
-        """Where a stage runs that the template does not know: where its tool does, else where its kind usually does."""
-        if stage.parent is not None and stage.parent in self._application:
-            tools = {t.tool for t in stage.tasks}
-            for candidate in self._application[stage.parent].candidates:
-                if candidate.name in tools and candidate.kind is stage.kind:
-                    return candidate.pool
-        usual = (s.pool for s in self._application.stages if s.kind is stage.kind)
-        return next(usual, DEFAULT_POOLS[stage.kind])
 
     def _differences(self) -> Iterable[str]:
         template = self._application

@@ -10,7 +10,7 @@ Ties end in submission order: (arrival, job number, stage, task).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -61,12 +61,17 @@ Change = JobArrived | JobChanged | JobLeft | StageReady | StageDrained | TaskSta
 
 
 class Pick(NamedTuple):
-    """A task to start next. max_tokens: slice cap. engine: placement wish. priority: vLLM's key, smaller first."""
+    """A task to start next. max_tokens: slice cap. engine: placement wish. priority: vLLM's key, smaller first.
+
+    why: what the policy went by, for people: `estimate` (seconds of work), `reduction` (bit seconds), `draw`,
+    `explored`, whatever else its docstring names.
+    """
 
     task: Task
     max_tokens: int | None = None
     engine: str | None = None
     priority: int | None = None
+    why: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -116,6 +121,8 @@ class KeyPolicy(ABC):
     """
 
     keeps_classes = True
+    #: What the key is called where a decision is explained.
+    key_name = "key"
 
     def __init__(self) -> None:
         self._queues: dict[str, SortedKeyList[Any, Any]] = {}
@@ -132,20 +139,25 @@ class KeyPolicy(ABC):
             case StageDrained(stage):
                 self._remove(stage)
             case JobChanged(job):
-                for stage in job.stages.values():
-                    if stage.ready:
-                        self._remove(stage)
-                        self._insert(stage, view)
+                self.rekey(job, view)
             case _:
                 pass
+
+    def rekey(self, job: Job, view: View) -> None:
+        """Sorts the job's ready stages in again: its key may have changed."""
+        for stage in job.stages.values():
+            if stage.ready:
+                self._remove(stage)
+                self._insert(stage, view)
 
     def begin(self, view: View) -> None:  # noqa: B027 (a default, to be overridden only by who needs it)
         """Nothing to do: the queues are kept in order by `on`."""
 
     def picks(self, pool: str, view: View) -> Iterator[Pick]:
-        for *_, stage in self._queues.get(pool, ()):
+        for _, key, *_, stage in self._queues.get(pool, ()):
+            why = {self.key_name: key}
             for index in stage.ready:
-                yield Pick(stage.tasks[index])
+                yield Pick(stage.tasks[index], why=why)
 
     def _insert(self, stage: Stage, view: View) -> None:
         job = stage.job

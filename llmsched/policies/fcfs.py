@@ -12,5 +12,7 @@ from llmsched.policies.base import KeyPolicy, View
 class Fcfs(KeyPolicy):
     """Orders by the arrival of the job, not by the moment a stage became ready."""
 
+    key_name = "arrived_at"
+
     def key(self, stage: Stage, view: View) -> float:
         return stage.job.arrived_at

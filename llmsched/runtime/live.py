@@ -211,6 +211,7 @@ class LiveScript:
                     after=tuple(f"{dynamic.name}.{p}" for p in entry["after"]),
                     pool=candidate.pool if candidate else "cpu",
                     parent=dynamic.name,
+                    candidate=entry["candidate"],
                     handler=candidate.handler if candidate else None,
                 )
             )

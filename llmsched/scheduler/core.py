@@ -42,6 +42,7 @@ from llmsched.model.events import (
     JobSubmitted,
     Outcome,
     Reveal,
+    SliceEnded,
     StageExpanded,
     StageFailed,
     TaskFailed,
@@ -148,6 +149,8 @@ class Scheduler:
                 self._finished(event)
             case TaskFailed():
                 self._failed(event)
+            case SliceEnded():
+                self._sliced(event)
             case StageExpanded():
                 self._expanded(event)
             case StageFailed(job_id, stage, reason):
@@ -185,7 +188,15 @@ class Scheduler:
     def _submitted(self, event: JobSubmitted) -> None:
         if event.job in self._view.jobs:
             raise InvalidTransition(f"job {event.job!r} was submitted twice")
-        job = Job(event.job, event.number, event.application, event.arrived_at, event.job_class, event.tenant)
+        job = Job(
+            event.job,
+            event.number,
+            event.application,
+            event.arrived_at,
+            event.job_class,
+            event.tenant,
+            event.features,
+        )
         self._view.jobs[job.id] = job
         self._policy.on(JobArrived(job), self._view)
         self._unfold(job, event.reveals, event.skipped)
@@ -220,9 +231,10 @@ class Scheduler:
         if task is None:
             return
         task.result = event.result
-        self._release(task, TaskState.DONE)
         stage = task.stage
         stage.done_tasks += 1
+        task.job.revision += 1
+        self._release(task, TaskState.DONE)
         if stage.done_tasks == len(stage.tasks or ()):
             stage.become(StageState.EXPANDING)
 
@@ -231,6 +243,7 @@ class Scheduler:
         if task is None:
             return
         task.failures += event.reached
+        task.generated = 0
         task.losses += not event.reached
         task.avoid = task.executor
         self._release(task, TaskState.BACKOFF)
@@ -247,6 +260,15 @@ class Scheduler:
             delay = max(nominal, min(self._backoff.most, event.retry_after))
             self._counter += 1
             heapq.heappush(self._delayed, (self._view.now + delay, self._counter, task))
+
+    def _sliced(self, event: SliceEnded) -> None:
+        """The task had its share of tokens and queues again, as a task that never failed."""
+        task = self._attempt(event.task, event.attempt, event)
+        if task is None:
+            return
+        task.generated += event.output_tokens
+        self._release(task, TaskState.READY)
+        self._make_ready(task)
 
     def _executor_joined(self, executor_id: str, pool: str, slots: int) -> None:
         known = self._view.executors.get(executor_id)
@@ -268,6 +290,7 @@ class Scheduler:
                 continue  # its job failed with an earlier task of this loop
             self._commands.append(CancelTask(ref, task.attempt, executor_id))
             task.losses += 1
+            task.generated = 0
             self._release(task, TaskState.READY)
             if task.losses > self._backoff.max_losses:
                 self._finish(
@@ -284,6 +307,7 @@ class Scheduler:
         self, job: Job, reveals: Iterable[Reveal], skipped: Iterable[str], finished: Stage | None = None
     ) -> None:
         """Takes in what is newly known of the job's structure and starts what became ready."""
+        job.revision += 1
         for name in skipped:
             self._stage(job, name).become(StageState.SKIPPED)
             job.open_stages -= 1
@@ -438,7 +462,7 @@ class Scheduler:
         stage.job.running[ref] = task
         stage.job.status = JobStatus.RUNNING
         self.stats.dispatches += 1
-        self._commands.append(Dispatch(ref, task.attempt, executor.id, pick.max_tokens, pick.priority))
+        self._commands.append(Dispatch(ref, task.attempt, executor.id, pick.max_tokens, pick.priority, pick.why))
         self._policy.on(TaskStarted(task), self._view)
 
     def _executor_for(self, pick: Pick) -> Executor:

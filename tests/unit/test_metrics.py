@@ -25,6 +25,7 @@ CONTRACT = {
     "llmsched_engine_up": {"executor"},
     "llmsched_profile_jobs": {"application"},
     "llmsched_profile_age_seconds": {"application"},
+    "llmsched_profile_fallback": {"application"},
 }
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -45,6 +46,8 @@ def busy() -> Metrics:
     metrics.task_ended("llm", "web_search", 3.0)
     metrics.task_retried("llm", "http_500")
     metrics.decided(0.0002)
+    metrics.explored()
+    metrics.estimated("web_search", 1.05)
     return metrics
 
 
@@ -72,6 +75,7 @@ def test_counters_count_by_class_outcome_and_reason() -> None:
     assert value(series, "llmsched_jobs_finished_total", **jobs, outcome="failed") == 1
     assert value(series, "llmsched_task_retries_total", pool="llm", reason="http_500") == 1
     assert value(series, "llmsched_decisions_total") == 1
+    assert value(series, "llmsched_explorations_total") == 1
 
 
 def test_only_completed_jobs_have_a_completion_time() -> None:
@@ -88,6 +92,8 @@ def test_observations_fall_into_their_buckets() -> None:
     queue = {"pool": "llm", "application": "web_search"}
     assert value(series, "llmsched_task_queue_seconds_bucket", **queue, le="0.001") == 0
     assert value(series, "llmsched_task_queue_seconds_bucket", **queue, le="0.005") == 1
+    assert value(series, "llmsched_estimate_error_ratio_bucket", **completion, le="1.0") == 0
+    assert value(series, "llmsched_estimate_error_ratio_bucket", **completion, le="1.1") == 1
     assert value(series, "llmsched_decision_seconds_bucket", le="0.0001") == 0
     assert value(series, "llmsched_decision_seconds_bucket", le="0.00025") == 1
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsched.errors import UnknownName
+from llmsched.errors import InvalidInput, UnknownName
 from llmsched.model.application import Application
 from llmsched.model.events import (
     Batch,
@@ -29,12 +29,13 @@ from llmsched.model.events import (
     TaskResult,
 )
 from llmsched.model.job import Stage, TaskState
-from llmsched.policies import POLICIES, make_policy
+from llmsched.policies import POLICIES
+from llmsched.policies import make_policy as make
 from llmsched.policies.base import KeyPolicy, Policy, View
 from llmsched.policies.fcfs import Fcfs
 from llmsched.policies.sjf import Sjf
 from llmsched.scheduler import Scheduler
-from tests.unit.world import HORIZON, Luck, World, random_job
+from tests.unit.world import HORIZON, Luck, World, make_policy, random_job
 
 
 def application(name: str, *stages: dict[str, Any]) -> Application:
@@ -220,17 +221,24 @@ def test_a_key_is_asked_again_when_its_job_changed() -> None:
 
 def test_unknown_names_and_options_name_the_nearest() -> None:
     with pytest.raises(UnknownName) as caught:
-        make_policy("fcsf")
+        make("fcsf")
     known = ", ".join(POLICIES)
     assert str(caught.value) == f"unknown policy 'fcsf'; did you mean 'fcfs'? known: {known}"
 
     with pytest.raises(UnknownName) as caught:
-        make_policy("sjf", mean={})
+        make("sjf", mean={})
     assert str(caught.value) == "unknown option of policy 'sjf' 'mean'; did you mean 'means'? known: means, curve"
 
 
+def test_an_oracle_is_refused_where_nobody_knows_the_future() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make("oracle-pool")
+
+    assert str(caught.value) == "policy 'oracle-pool' needs to know the future, which only `llmsched simulate` has"
+
+
 def test_options_reach_the_policy() -> None:
-    policy = make_policy("sjf", means={"CG": 3.0})
+    policy = make("sjf", means={"CG": 3.0})
 
     assert isinstance(policy, Sjf)
     assert policy.mean_work(CG) == 3.0

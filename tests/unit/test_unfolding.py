@@ -163,8 +163,8 @@ def test_a_plan_is_revealed_as_a_whole_when_its_planner_is_over() -> None:
             ran("join", "first", "second"),
         ),
     )
-    first = StageSpec("first", StageKind.REGULAR, after=("plan",), pool="net", parent="tools")
-    second = StageSpec("second", StageKind.LLM, after=("first",), pool="llm", parent="tools")
+    first = StageSpec("first", StageKind.REGULAR, after=("plan",), pool="net", parent="tools", candidate="search")
+    second = StageSpec("second", StageKind.LLM, after=("first",), pool="llm", parent="tools", candidate="second")
 
     assert [r.spec.name for r in unfolding.begin().reveals] == ["plan"]
     assert unfolding.complete("plan") == Unfolded((Reveal(PLAN["tools"]), Reveal(first, (0,)), Reveal(second, (7,))))

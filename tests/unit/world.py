@@ -38,12 +38,16 @@ from llmsched.model.events import (
     TaskResult,
     Wakeup,
 )
-from llmsched.model.job import StageState, TaskState
+from llmsched.model.job import Job, StageState, TaskState
 from llmsched.model.kinds import StageKind
 from llmsched.model.recording import Recording
 from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import RecordedUnfolding, Unfolded
-from llmsched.policies import POLICIES, make_policy
+from llmsched.policies import POLICIES
+from llmsched.policies import make_policy as make
+from llmsched.policies.base import Policy
+from llmsched.profiler import Outlook, Remaining
+from llmsched.profiler.estimator import Running
 from llmsched.scheduler import Backoff, Scheduler
 
 #: Jitter, growth and the number of losses a task survives are the scheduler's; the times are short.
@@ -51,6 +55,21 @@ BACKOFF = Backoff(first=0.5, most=4.0, spread=0.5, max_losses=3)
 
 #: After this nothing bad happens any more, so that everything comes to an end.
 HORIZON = 30.0
+
+
+class Clueless:
+    """The truth for oracles in a world whose future nobody wrote down: nothing is left of any job."""
+
+    def remaining(self, job: Job, running: Running | None = None) -> Remaining:
+        return {}
+
+    def outlook(self, job: Job, running: Running | None = None) -> Outlook:
+        raise AssertionError("no policy asks the truth for a distribution")
+
+
+def make_policy(name: str) -> Policy:
+    """A fresh policy of the registry that has learned nothing."""
+    return make(name, truth=Clueless())
 
 
 @dataclass(frozen=True, slots=True)

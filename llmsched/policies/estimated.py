@@ -1,0 +1,135 @@
+"""Policies whose key is an estimate of what a job still has to do: what they share, `srpt` and `srtf-prior`.
+
+An estimate changes when something is found out about the job (a stage over, a task done, a plan) and when the profiles
+are learned anew; then the job's ready stages are sorted in again. Jobs nothing is known of tie, and go in order of
+arrival.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from llmsched.errors import InvalidInput
+from llmsched.model.job import Job, Stage, TaskState
+from llmsched.model.kinds import StageKind
+from llmsched.policies.base import Change, JobLeft, KeyPolicy, TaskEnded, View
+from llmsched.profiler import Knowledge, Remaining
+
+Scope = Literal["pool", "total"]
+
+
+class EstimatePolicy(KeyPolicy):
+    """A key policy that asks `knowledge`. estimator: by this one; None: the one each profile trusts most.
+
+    Raises UnknownName for an estimator that does not exist.
+    """
+
+    key_name = "estimate"
+
+    def __init__(self, knowledge: Knowledge | None = None, estimator: str | None = None) -> None:
+        super().__init__()
+        self.knowledge = knowledge or Knowledge()
+        self._estimator = self.knowledge.known_estimator(estimator)
+        self._revision = self.knowledge.revision
+        #: Answers of a named estimator: job -> (its revision, the answer).
+        self._answers: dict[str, tuple[int, Remaining]] = {}
+
+    def remaining(self, job: Job) -> Remaining:
+        """Expected work that is left, by pool."""
+        if self._estimator is None:
+            return self.knowledge.remaining(job)
+        known = self._answers.get(job.id)
+        if known is None or known[0] != job.revision:
+            answer = self.knowledge.estimator(job.application, self._estimator).remaining(job)
+            known = self._answers[job.id] = job.revision, answer
+        return known[1]
+
+    def on(self, change: Change, view: View) -> None:
+        super().on(change, view)
+        match change:
+            case TaskEnded(task) if task.state is TaskState.DONE:
+                self.rekey(task.job, view)
+            case JobLeft(job):
+                self._answers.pop(job.id, None)
+                self.knowledge.forget(job.id)
+            case _:
+                pass
+
+    def begin(self, view: View) -> None:
+        if self._revision != self.knowledge.revision:
+            self._revision = self.knowledge.revision
+            self._answers.clear()
+            for job in view.jobs.values():
+                self.rekey(job, view)
+
+
+class Srpt(EstimatePolicy):
+    """Shortest expected remaining processing time **in the pool the task is for**.
+
+    scope "total": in all pools together, as the paper orders. cross: this share of the work in other pools is added.
+    Source: ours; specification 15. The posterior is the network's unless `estimator` says otherwise.
+    """
+
+    def __init__(
+        self,
+        knowledge: Knowledge | None = None,
+        estimator: str | None = "bayesnet",
+        scope: Scope = "pool",
+        cross: float = 0.0,
+    ) -> None:
+        super().__init__(knowledge, estimator)
+        if scope not in ("pool", "total"):
+            raise InvalidInput(f"scope is {scope!r}; it must be pool or total", field="scope")
+        if not 0.0 <= cross <= 1.0:
+            raise InvalidInput(f"cross is {cross!r}; it must be a share between 0 and 1", field="cross")
+        self._cross = 1.0 if scope == "total" else cross
+
+    def key(self, stage: Stage, view: View) -> float:
+        left = self.remaining(stage.job)
+        own = left[stage.pool].total if stage.pool in left else 0.0
+        if not self._cross:
+            return own
+        return own + self._cross * (sum(work.total for work in left.values()) - own)
+
+
+class SrtfPrior(EstimatePolicy):
+    """Mean work of the application less the work that is done, at least a tenth of the means of what is left.
+
+    A baseline: it knows averages and what a job has already had, and updates no belief.
+    Source: LLMSched's ablation without the network (section V-C); specification 1.7.
+    """
+
+    #: Share of the unfinished stages' means that is always left.
+    FLOOR = 0.1
+
+    def __init__(self, knowledge: Knowledge | None = None) -> None:
+        super().__init__(knowledge, "mean")
+        self._means: dict[tuple[str, int], tuple[int, float]] = {}
+
+    def key(self, stage: Stage, view: View) -> Any:
+        return self.estimate(stage.job)
+
+    def estimate(self, job: Job) -> float:
+        """Seconds of reference work."""
+        left = sum(work.total for work in self.remaining(job).values())
+        return max(self._mean(job) - self._done(job), self.FLOOR * left)
+
+    def _mean(self, job: Job) -> float:
+        key = (job.application.name, job.application.version)
+        known = self._means.get(key)
+        if known is None or known[0] != self.knowledge.revision:
+            known = self._means[key] = self.knowledge.revision, self.knowledge.mean_work(job.application)
+        return known[1]
+
+    def _done(self, job: Job) -> float:
+        done = 0.0
+        for stage in job.stages.values():
+            if not stage.done_tasks or stage.tasks is None:
+                continue
+            curve = self.knowledge.curves[stage.pool]
+            for task in stage.tasks:
+                if task.state is TaskState.DONE and task.result is not None:
+                    result = task.result
+                    is_llm = stage.kind is StageKind.LLM
+                    done += curve.reference(result.prompt_tokens, result.output_tokens) if is_llm else result.duration
+        return done

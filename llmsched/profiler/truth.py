@@ -1,0 +1,54 @@
+"""The `truth`: what an oracle would say. Only oracle policies are handed it, in the simulator, and visibly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from llmsched.model.job import Job, TaskState
+from llmsched.model.kinds import StageKind
+from llmsched.model.recording import Recording
+from llmsched.model.unfolding import pool_of
+from llmsched.profiler.estimator import Outlook, Remaining, Running, Work
+from llmsched.profiler.history import Curves
+
+
+class Truth:
+    """Knows the recording behind every job. recordings: by job id. One object serves all applications."""
+
+    def __init__(self, recordings: Mapping[str, Recording], curves: Curves | None = None) -> None:
+        self._recordings = recordings
+        self._curves = curves or Curves()
+
+    def remaining(self, job: Job, running: Running | None = None) -> Remaining:
+        left: dict[str, Work] = {}
+        for stage in self._recordings[job.id].stages:
+            if stage.kind is StageKind.DYNAMIC:
+                continue
+            pool = pool_of(job.application, stage)
+            curve = self._curves[pool]
+            known = job.stages.get(stage.name)
+            tasks = known.tasks if known is not None and known.tasks else (None,) * len(stage.tasks)
+            fixed, decode = left.get(pool, Work())
+            for task, real in zip(tasks, stage.tasks, strict=True):
+                if task is not None and task.state is TaskState.DONE:
+                    continue
+                had = running.get(task.ref, 0.0) if running and task is not None else 0.0
+                if stage.kind is StageKind.LLM:
+                    fixed += curve.prefill(real.prompt_tokens)
+                    decode += max(0.0, real.output_tokens * curve.decode(1) - had)
+                else:
+                    fixed += max(0.0, real.duration - had)
+            left[pool] = Work(fixed, decode)
+        return left
+
+    def outlook(self, job: Job, running: Running | None = None) -> Outlook:
+        left = self.remaining(job, running)
+        works = list(left.values())
+        return Outlook(
+            tuple(left),
+            np.ones(1),
+            np.array([[w.fixed for w in works]]),
+            np.array([[w.decode for w in works]]),
+        )
