@@ -13,7 +13,7 @@ from llmsched.policies.estimated import Srpt, SrtfPrior
 from llmsched.policies.fcfs import Fcfs
 from llmsched.policies.gittins import Gittins
 from llmsched.policies.llmsched import LITERAL, PLUS, Llmsched, LlmschedWithoutBn
-from llmsched.policies.oracle import Oracle
+from llmsched.policies.oracle import Oracle, OracleReady
 from llmsched.policies.pool import LlmschedPool
 from llmsched.policies.sjf import Sjf
 from llmsched.profiler import Estimator, Knowledge
@@ -58,6 +58,9 @@ POLICIES: dict[str, PolicyInfo] = {
     "srtf-prior": PolicyInfo(SrtfPrior, "mean work of the application, less what is done, first", "LLMSched baselines"),
     "sjf": PolicyInfo(Sjf, "jobs of the application with the least mean work first", f"{_PAPER}, section V"),
     "fcfs": PolicyInfo(Fcfs, "jobs in arrival order", "Spark FIFO"),
+    "oracle-ready": PolicyInfo(
+        OracleReady, "the default, told the truth of ready stages: a ceiling", "reference line", is_oracle=True
+    ),
     "oracle-pool": PolicyInfo(
         Oracle, "true remaining work in the task's own pool: a bound, not a policy", "reference line", is_oracle=True
     ),

@@ -1,10 +1,188 @@
-"""Algorithm 1 (being written)."""
+"""LLMSched: shortest remaining time first by a Bayesian network, with ε-greedy exploration of what tells most.
+
+At every decision all ready stages are put in two orders, by what is left of their job and by how much they would tell,
+which `algorithm1.Merge` makes one of, across pools. What is left is summed over all pools, in seconds at the batches
+of the moment (`backlog.py`), and expected by the posterior of each stage (`profiler/uncertainty.py`).
+
+Where the paper leaves something open there is an option (`options.py`), and the table in docs/policies.md says what is
+chosen and why. Jobs nothing was learned of count with their declared means, and have nothing to tell.
+Source: LLMSched (arXiv:2504.03444), section IV, Algorithm 1.
+"""
+
 from __future__ import annotations
-from llmsched.policies.estimated import Srpt
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from inspect import Signature
+from random import Random
+from typing import Any, ClassVar
+
+from llmsched.errors import InvalidInput
+from llmsched.model.application import Application
+from llmsched.model.job import Job, Stage
+from llmsched.policies.algorithm1 import Entry, Merge, components
+from llmsched.policies.backlog import Backlog
+from llmsched.policies.base import Change, JobArrived, JobChanged, JobLeft, Pick, TaskEnded, TaskStarted, View
+from llmsched.policies.options import LITERAL, PLUS, Options
 from llmsched.profiler import Knowledge
-LITERAL: dict[str, object] = {}
-PLUS: dict[str, object] = {}
-class Llmsched(Srpt):
-    def __init__(self, knowledge: Knowledge | None = None, eps: float = 0.2, r: float = 0.3) -> None:
-        super().__init__(knowledge, "bayesnet", "total")
-LlmschedWithoutBn = Llmsched
+from llmsched.profiler.averages import Averages
+from llmsched.profiler.bayesnet import BayesEstimator
+from llmsched.profiler.sight import DeclaredSeer, Seer
+from llmsched.profiler.uncertainty import Uncertainty, estimator_for
+
+__all__ = ["LITERAL", "PLUS", "Llmsched", "LlmschedWithoutBn"]
+
+
+class Llmsched:
+    """Algorithm 1. Options: those of `Options`; raises UnknownName or InvalidInput for one it cannot use.
+
+    A pick says why: `estimate` (est_rd of the job, seconds), `reduction` (R of the stage, bit seconds; None if nobody
+    asked), `draw` (p of its turn; None after the turns), `explored`, `group` (of the job, by lower bound).
+
+    Priority classes are left to the core, which sorts by them: the two orders are over all ready stages.
+    """
+
+    keeps_classes = False
+    __signature__: ClassVar[Signature] = Options.signature()
+
+    def __init__(self, knowledge: Knowledge | None = None, **options: Any) -> None:
+        self.options = Options.of(options)
+        self.knowledge = knowledge or Knowledge()
+        self._revision = self.knowledge.revision
+        #: (application, version) -> what sees its jobs, where something was learned of it.
+        self._seers: dict[tuple[str, int], Seer] = {}
+        self._backlog = Backlog(self.options, self.knowledge.curves)
+        #: Jobs to be looked at before the next decision.
+        self._changed: dict[str, Job] = {}
+        self._decisions = 0
+        self._random: Random | None = None
+        self._merge: Merge | None = None
+
+    def on(self, change: Change, view: View) -> None:
+        match change:
+            case JobArrived(job) | JobChanged(job):
+                self._changed[job.id] = job
+            case TaskStarted(task):
+                if task.job.id in self._backlog.jobs:
+                    self._backlog.jobs[task.job.id].reductions.clear()
+            case TaskEnded(task):
+                self._changed[task.job.id] = task.job
+            case JobLeft(job):
+                self._changed.pop(job.id, None)
+                self._backlog.drop(job.id)
+                self.knowledge.forget(job.id)
+                self._merge = self._random = None
+            case _:
+                pass
+
+    def begin(self, view: View) -> None:
+        """Orders all ready tasks, as far as the free slots reach; `picks` goes on from there."""
+        self._look(view)
+        self._decisions += 1
+        self._random = None
+        amounts = self._backlog.amounts(view)
+        places, estimates = amounts.places, amounts.estimates
+        groups = components(amounts.lo, amounts.hi, is_closed=self.options.ends == "closed")
+        ready = [stage for stages in view.ready.values() for stage in stages.values()]
+        keyed = []
+        for stage in ready:
+            job = stage.job
+            place = places[job.id]
+            keyed.append((estimates[place], job.arrived_at, job.number, stage.order, place, stage))
+        keyed.sort(key=_first_four)
+        st = [Entry(stage, estimate, groups[place]) for estimate, _, _, _, place, stage in keyed]
+        self._merge = merge = Merge(st, self.options, self._weigh, self.draw)
+        self._extend(merge, view)
+
+    def picks(self, pool: str, view: View) -> Iterator[Pick]:
+        return iter(()) if self._merge is None else self._merge.picks(pool)
+
+    def draw(self, stage: Stage) -> float:
+        """p of one turn, 0 <= p < 1: the next random number of this decision, or the stage's own (A28)."""
+        if self.options.draw == "sticky":
+            text = f"{self.options.seed}|{stage.job.id}|{stage.name}"
+            return (int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 11) / 2.0**53
+        if self._random is None:
+            # A stream per decision: what one decision draws does not depend on how far another one was asked.
+            self._random = Random(f"{self.options.seed}|{self._decisions}")
+        return self._random.random()
+
+    def _weigh(self, entry: Entry) -> float:
+        stage = entry.stage
+        return self._backlog.reduction(self._backlog.jobs[stage.job.id], stage.name)
+
+    def _extend(self, merge: Merge, view: View) -> None:
+        """Takes turns until every free slot has a task: now, because dispatches change what R(X) is."""
+        free: dict[str, int] = {}
+        for executor in view.executors.values():
+            free[executor.pool] = free.get(executor.pool, 0) + executor.free
+        for pool, slots in free.items():
+            while slots and view.ready.get(pool) and len(merge.out.get(pool, ())) < slots:
+                if not merge.extend():
+                    return
+
+    def _look(self, view: View) -> None:
+        """Sees what has changed since the last decision: jobs, or everything if the profiles have (A37)."""
+        if self._revision != self.knowledge.revision:
+            self._revision = self.knowledge.revision
+            self._seers.clear()
+            self._backlog.clear()
+        jobs = self._backlog.jobs
+        for job in self._changed.values():
+            known = jobs.get(job.id)
+            if known is not None and known.sight.revision == job.revision:
+                known.reductions.clear()
+            elif job.id in view.jobs:
+                seer = self._seer(job.application) if known is None else known.seer
+                self._backlog.put(job, seer, seer.see(job))
+        self._changed.clear()
+        if len(jobs) != len(view.jobs):
+            for job in view.jobs.values():
+                if job.id not in jobs:
+                    seer = self._seer(job.application)
+                    self._backlog.put(job, seer, seer.see(job))
+
+    def _seer(self, application: Application) -> Seer:
+        key = (application.name, application.version)
+        seer = self._seers.get(key)
+        if seer is None:
+            profile = self.knowledge.profiles.get(application.name)
+            tables = self.knowledge.tables(application.name)
+            if profile is None or tables is None or not profile.fits(application):
+                return DeclaredSeer(application, self.knowledge.curves)
+            estimator = self.knowledge.estimator(application, "bayesnet")
+            if self.options.learns_anew or not isinstance(estimator, BayesEstimator):
+                estimator = estimator_for(tables, profile.network, self.options)
+            seer = self._seers[key] = self._see_with(application, estimator)
+        return seer
+
+    def _see_with(self, application: Application, estimator: BayesEstimator) -> Seer:
+        return Uncertainty(application, estimator, self.options, apart=self.options.est == "critical_path")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An order holds for the decision it was made in, and no longer.
+        return self.__dict__ | {"_merge": None, "_random": None}
+
+
+class LlmschedWithoutBn(Llmsched):
+    """Algorithm 1 with the mean work of the application, less what is done, as est_rd.
+
+    Intervals are the extremes of the application's history, and R is that of the static prior. Options: those of
+    `Options`, and constant: what is done is not taken off.
+    Source: LLMSched (arXiv:2504.03444), section V-C.
+    """
+
+    __signature__: ClassVar[Signature] = Options.signature("constant")
+
+    def __init__(self, knowledge: Knowledge | None = None, *, constant: bool = False, **options: Any) -> None:
+        super().__init__(knowledge, **options)
+        if not isinstance(constant, bool):
+            raise InvalidInput(f"constant is {constant!r}; it must be true or false", field="constant")
+        self._constant = constant
+
+    def _see_with(self, application: Application, estimator: BayesEstimator) -> Seer:
+        return Averages(application, estimator, self.options, constant=self._constant)
+
+
+def _first_four(keyed: tuple[Any, ...]) -> tuple[Any, ...]:
+    return keyed[:4]

@@ -1,12 +1,20 @@
-"""Oracles: the true remaining work. Reference lines that show how much there is to gain; never called baselines."""
+"""Oracles: reference lines that show how much there is to gain, and how much of it can be known. Never baselines.
+
+`oracle-pool` and `oracle-srtf` order by the true remaining work. `oracle-ready` is told the truth of stages that are
+ready, and believes what history says of the rest: the ceiling for any predictor of lengths.
+"""
 
 from __future__ import annotations
 
 from llmsched.errors import InvalidInput
-from llmsched.model.job import Stage, TaskState
+from llmsched.model.job import Job, Stage, TaskState
 from llmsched.policies.base import Change, KeyPolicy, TaskEnded, View
 from llmsched.policies.estimated import Scope
-from llmsched.profiler import Estimator
+from llmsched.policies.pool import LlmschedPool
+from llmsched.profiler import Knowledge, Truth
+from llmsched.profiler.ceiling import Ceiling
+from llmsched.profiler.estimator import Estimator, Remaining
+from llmsched.profiler.kernel import HistoryEstimator
 
 
 class Oracle(KeyPolicy):
@@ -34,3 +42,22 @@ class Oracle(KeyPolicy):
         super().on(change, view)
         if isinstance(change, TaskEnded) and change.task.state is TaskState.DONE:
             self.rekey(change.task.job, view)
+
+
+class OracleReady(LlmschedPool):
+    """The default's order, with the true cost of every stage that is ready."""
+
+    def __init__(self, truth: Truth, knowledge: Knowledge | None = None) -> None:
+        super().__init__(knowledge)
+        self._truth = truth
+        self._ceilings: dict[tuple[str, int], Ceiling] = {}
+
+    def remaining(self, job: Job) -> Remaining:
+        """Expected work that is left, by pool."""
+        estimator = self.knowledge.estimator(job.application, "history")
+        if not isinstance(estimator, HistoryEstimator):
+            return super().remaining(job)
+        key = (job.application.name, self.knowledge.revision)
+        if key not in self._ceilings:
+            self._ceilings[key] = Ceiling(estimator, self._truth)
+        return self._ceilings[key].remaining(job)

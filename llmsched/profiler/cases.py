@@ -149,8 +149,11 @@ class CasesEstimator(ABC):
         return {pool: Work(float(fixed[p]), float(decode[p])) for p, pool in enumerate(outlook.pools)}
 
     def outlook(self, job: Job, running: Running | None = None) -> Outlook:
+        return self.outlook_given(Evidence.of(self.tables.layout, job), job, running)
+
+    def outlook_given(self, evidence: Evidence, job: Job, running: Running | None = None) -> Outlook:
+        """The outlook of a job of which this is known."""
         tables = self.tables
-        evidence = Evidence.of(tables.layout, job)
         course = self._courses.get(evidence.pattern)
         if course is None:
             if len(self._courses) >= _MAX_COURSES:

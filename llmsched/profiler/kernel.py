@@ -49,6 +49,7 @@ class HistoryEstimator(CasesEstimator):
         self._is_variant = np.array([names == v for v in self._variants], dtype=float).reshape(-1, len(names)).T
         finite = np.isfinite(tables.history.numbers)
         self._numbers = np.where(finite, tables.history.numbers, tables.number_means)
+        self._means: list[float] = tables.number_means.tolist()
 
     def course(self, pattern: tuple[int, ...]) -> Course:
         rows = consistent(self.tables, pattern)
@@ -58,20 +59,22 @@ class HistoryEstimator(CasesEstimator):
 
     def weigh(self, course: Course, evidence: Evidence) -> Array:
         assert isinstance(course, _Indexed)
-        return course.weigh(np.array([*self._shown(evidence)]))
+        return course.weigh(np.array(self._shown(course, evidence)))
 
     def _known(self, pattern: tuple[int, ...], rows: npt.NDArray[np.intp]) -> Array:
         """(m, features), what was known of the rows when they were at this point."""
         costs = self.tables.history.costs
-        columns = [costs[rows, k, cost][:, None] for k, cost in _informative(pattern)]
+        columns = [costs[rows, k, cost][:, None] for k, cost in informative(pattern)]
         return np.hstack([self._is_variant[rows], self._numbers[rows], *columns])
 
-    def _shown(self, evidence: Evidence) -> Iterator[float]:
+    def _shown(self, course: _Indexed, evidence: Evidence) -> list[float]:
         """The same of a running job, in the same order."""
-        yield from (float(evidence.variant == v) for v in self._variants)
-        for number, mean in zip(evidence.numbers, self.tables.number_means, strict=True):
-            yield float(mean) if number != number else number
-        yield from (evidence.costs[k][cost] for k, cost in _informative(evidence.pattern))
+        shown = [float(evidence.variant == v) for v in self._variants]
+        for number, mean in zip(evidence.numbers, self._means, strict=True):
+            shown.append(mean if number != number else number)
+        costs = evidence.costs
+        shown += [costs[k][cost] for k, cost in course.informative]
+        return shown
 
 
 class _Indexed(Course):
@@ -79,6 +82,7 @@ class _Indexed(Course):
 
     def __init__(self, tables: Tables, pattern: tuple[int, ...], rows: npt.NDArray[np.intp], known: Array) -> None:
         super().__init__(tables, pattern, rows)
+        self.informative = tuple(informative(pattern))
         self._centre = known.mean(axis=0)
         scale = known.std(axis=0)
         varies = scale > 1e-9 * (1.0 + np.abs(self._centre))
@@ -134,7 +138,7 @@ def ridge(z: Array, y: Array) -> Array:
     return beta
 
 
-def _informative(pattern: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+def informative(pattern: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Which costs of which columns are known at this point."""
     for k, state in enumerate(pattern):
         if state in (OPEN, OVER):

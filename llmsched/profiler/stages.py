@@ -134,8 +134,9 @@ def learn_stages(
     structure: Structure = "search",
     smoothing: float = 0.1,
     roots: bool = True,
+    fewest: int = 2,
 ) -> StageNetwork | None:
-    """Learns the network of a history; None if fewer than two variables vary.
+    """Learns the network of a history; None if fewer than `fewest` variables vary, for then it has nothing to say.
 
     k_max: positive bins per variable, by default 3 to 6 by the number of jobs. structure "template": arcs between
     stages that wait for each other. roots: whether the input's features are variables.
@@ -152,7 +153,7 @@ def learn_stages(
         else:
             bins.append(Bins.fit(values, k_max=k_max))
     states = np.column_stack([_states(b, values) for b, values in zip(bins, _values(history, variables), strict=True)])
-    if sum(len(np.unique(column)) > 1 for column in states.T) < 2:
+    if sum(len(np.unique(column)) > 1 for column in states.T) < fewest:
         return None
     network = learn(
         states,

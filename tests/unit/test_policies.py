@@ -6,6 +6,7 @@ import pickle
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,12 +30,21 @@ from llmsched.model.events import (
     TaskResult,
 )
 from llmsched.model.job import Stage, TaskState
+from llmsched.model.recording import Recording
+from llmsched.model.unfolding import RecordedUnfolding
 from llmsched.policies import POLICIES
 from llmsched.policies import make_policy as make
 from llmsched.policies.base import KeyPolicy, Policy, View
 from llmsched.policies.fcfs import Fcfs
+from llmsched.policies.gittins import gittins_rank
 from llmsched.policies.sjf import Sjf
+from llmsched.profiler import Knowledge, Truth, fit
 from llmsched.scheduler import Scheduler
+from llmsched.simulator import Setup
+from llmsched.simulator import World as SimulatedWorld
+from llmsched.simulator.world import job_name
+from llmsched.workloads import Arrival
+from tests.unit.learned import CURVES, REPAIR, ROUND, llm, regular, repair, repairs
 from tests.unit.world import HORIZON, Luck, World, make_policy, random_job
 
 
@@ -242,6 +252,111 @@ def test_options_reach_the_policy() -> None:
 
     assert isinstance(policy, Sjf)
     assert policy.mean_work(CG) == 3.0
+
+
+# -------------------------------------------------------------------------------- orders by what is believed to be left
+
+
+def alone(recording: Recording) -> Arrival:
+    return Arrival(0.0, recording)
+
+
+def two_jobs() -> list[Arrival]:
+    """Specification 15: A has 1 s of LLM work and then 20 s on a worker, B has 6 s of LLM work."""
+    a = Recording("a", "a", (llm("think", 100), regular("act", 20.0, after=["think"])))
+    return [alone(a), alone(Recording("b", "b", (llm("think", 600),)))]
+
+
+TWO = {
+    "a": application("a", stage("think"), stage("act", "think", kind="regular")),
+    "b": application("b", stage("think")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "ends"),
+    [
+        ("srpt", {}, {"a": 21.0, "b": 7.0}),
+        ("srpt", {"scope": "total"}, {"a": 27.0, "b": 6.0}),
+        ("gittins", {}, {"a": 21.0, "b": 7.0}),
+        ("gittins", {"scope": "total"}, {"a": 27.0, "b": 6.0}),
+        ("srtf-prior", {}, {"a": 27.0, "b": 6.0}),
+        ("llmsched-pool", {}, {"a": 21.0, "b": 7.0}),
+        ("llmsched-wo-uncertainty", {}, {"a": 27.0, "b": 6.0}),
+        ("oracle-pool", {}, {"a": 21.0, "b": 7.0}),
+        ("oracle-srtf", {}, {"a": 27.0, "b": 6.0}),
+        ("oracle-ready", {}, {"a": 21.0, "b": 7.0}),
+    ],
+)
+def test_work_in_the_own_pool_and_work_in_all_pools_are_different_orders(
+    name: str, options: dict[str, Any], ends: dict[str, float]
+) -> None:
+    arrivals = two_jobs()
+    profiles = [fit(TWO[a.recording.application], [a.recording] * 20, curves=CURVES) for a in arrivals]
+    truth = Truth({job_name(k): a.recording for k, a in enumerate(arrivals)}, CURVES)
+    policy = make(name, knowledge=Knowledge(profiles, CURVES), truth=truth, **options)
+
+    world = SimulatedWorld(Scheduler(policy), arrivals, TWO, Setup(engines=(1,), curve=ROUND)).run()
+
+    assert {f.application: round(f.finished_at, 3) for f in world.finished} == ends
+
+
+def test_estimates_follow_what_a_job_shows() -> None:
+    """Two jobs of one application: the one whose draft turned out long has a long fix before it."""
+    knowledge = Knowledge([fit(REPAIR, repairs(200), curves=CURVES)], CURVES)
+    policy = make("srpt", knowledge=knowledge, estimator="history")
+    scheduler = Scheduler(policy)
+    for number, draft in enumerate((290, 110)):
+        recording = repair(f"j{number}", draft, draft, prompt=200)
+        unfolding = RecordedUnfolding(REPAIR, recording)
+        events: list[Event] = [JobSubmitted(f"J{number}", number, REPAIR, 0.0, *unfolding.begin())]
+        for name, tokens in (("draft", draft), ("check", 0)):
+            unfolded = unfolding.complete(name)
+            events.append(StageExpanded(f"J{number}", name, *unfolded, results=(TaskResult(1.0, 200, tokens),)))
+        scheduler.handle(Batch(0.0, tuple(events)))
+
+    policy.begin(scheduler.view)
+    assert [pick.task.job.id for pick in policy.picks("llm", scheduler.view)] == ["J1", "J0"]
+
+
+def test_a_new_profile_sorts_everything_again() -> None:
+    knowledge = Knowledge(curves=CURVES)
+    policy = make("llmsched-pool", knowledge=knowledge)
+    scheduler = Scheduler(policy)
+    for number, prompt in enumerate((290, 110)):
+        unfolding = RecordedUnfolding(REPAIR, repair(f"j{number}", 1, prompt=prompt))
+        scheduler.handle(Batch(0.0, (JobSubmitted(f"J{number}", number, REPAIR, 0.0, *unfolding.begin()),)))
+    assert decide(scheduler, "llm") == ["draft0", "draft0"]
+    assert [p.task.job.id for p in policy.picks("llm", scheduler.view)] == ["J0", "J1"], "nothing known: arrival"
+
+    knowledge.put(fit(REPAIR, repairs(200), curves=CURVES))
+
+    policy.begin(scheduler.view)
+    picks = list(policy.picks("llm", scheduler.view))
+    assert [p.task.job.id for p in picks] == ["J1", "J0"]
+    assert picks[0].why is not None
+    assert picks[0].why["estimate"] < (picks[1].why or {})["estimate"]
+
+
+def test_the_gittins_rank_is_the_least_investment_per_job_that_gets_done() -> None:
+    """Specification 1.9: job 1 and job 2 of the paper's figure 2, and one in between."""
+    twos = [5.0] * 3 + [7.0] * 2 + [9.0] * 6 + [11.0] * 2 + [13.0] * 3
+
+    assert gittins_rank(np.array([3.0, 3, 27, 27])) == 6.0
+    assert gittins_rank(np.array(twos)) == 9.0
+    assert gittins_rank(np.array([5.0, 8, 10, 13])) == 9.0
+    assert gittins_rank(np.array([3.0, 27.0]), np.array([0.5, 0.5])) == 6.0
+
+
+@pytest.mark.parametrize("options", [{"scope": "llm"}, {"cross": 2.0}])
+def test_a_bad_option_of_srpt_is_one_sentence(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="must be"):
+        make("srpt", **options)
+
+
+def test_an_unknown_estimator_is_told() -> None:
+    with pytest.raises(UnknownName, match="unknown estimator 'bayes'; did you mean 'bayesnet'"):
+        make("srpt", estimator="bayes")
 
 
 # ------------------------------------------------------------------------------- what every policy promises

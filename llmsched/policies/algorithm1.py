@@ -1,0 +1,201 @@
+"""The lists of LLMSched's Algorithm 1, without anything that beliefs are made of.
+
+    S_t   ready stages by est_rd of their job, shortest first                                  lines 1-4
+    S_u   ready stages, group after group of jobs whose intervals overlap, by R(X), largest first   lines 5-10
+    turns p < ε: a sample of the first stage of S_u; else all tasks of the first of S_t         lines 11-20
+    rest  what is left, in the order of S_t                                                    line 21
+
+Of a stage that was sampled, S_t still has the other tasks; a stage of which nothing is left is dropped without a draw
+(A27). Both lists are popped from the front (A25), and only the one that was chosen is (A26), lest the shortest job
+lose its turn for good.
+
+Turns are taken one by one, as far as somebody asks: most decisions need few of them, and R of few stages.
+Source: LLMSched (arXiv:2504.03444), section IV-D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from llmsched.model.job import Stage
+from llmsched.policies.base import Pick
+from llmsched.policies.options import Options
+from llmsched.profiler.history import Array
+
+
+class Entry:
+    """A ready stage in one decision. started: its tasks that ran, run or rest after a failure.
+
+    estimate: est_rd of its job in seconds; group: the number of its job's group, by lower bound; reduction: R(X) once
+    somebody asked. The ready tasks are those at the time of the decision.
+    """
+
+    __slots__ = ("estimate", "given", "group", "ready", "reduction", "stage")
+
+    def __init__(self, stage: Stage, estimate: float, group: int) -> None:
+        self.stage = stage
+        self.estimate = estimate
+        self.group = group
+        self.ready = tuple(stage.ready)
+        #: How many of the ready tasks have their place already.
+        self.given = 0
+        self.reduction: float | None = None
+
+    @property
+    def left(self) -> int:
+        return len(self.ready) - self.given
+
+
+def components(lo: Array, hi: Array, *, is_closed: bool = True) -> list[int]:
+    """Line 5: of each interval [lo, hi], (n,), the number of its group, counted by the groups' lower bounds.
+
+    Members of a group overlap each other in a chain, and nothing overlaps beyond its group (A23). is_closed: intervals
+    that only touch overlap.
+
+    >>> components(np.array([2.0, 15.0, 3.0]), np.array([6.0, 30.0, 7.0]))
+    [0, 1, 0]
+    """
+    if not len(lo):
+        return []
+    order = np.argsort(lo, kind="stable")
+    reach = np.maximum.accumulate(hi[order])[:-1]
+    begins = lo[order][1:]
+    apart = begins > reach if is_closed else begins >= reach
+    group = np.zeros(len(lo), np.intp)
+    group[order[1:]] = np.cumsum(apart)
+    found: list[int] = group.tolist()
+    return found
+
+
+class Merge:
+    """One run of lines 5 to 21 over the entries of S_t. Every ready task comes up once, in `out[pool]`.
+
+    weigh: R(X) of an entry. draw: the random number of a turn, told the stage of S_u that it is about.
+    """
+
+    def __init__(
+        self,
+        st: list[Entry],
+        options: Options,
+        weigh: Callable[[Entry], float],
+        draw: Callable[[Stage], float],
+    ) -> None:
+        self._st = st
+        self._options = options
+        self._weigh = weigh
+        self._draw = draw
+        self._su: list[Entry] = []
+        #: Groups that S_u does not hold yet, the next one last.
+        self._groups: list[list[Entry]] | None = None
+        self._next_st = self._next_su = 0
+        self._rest: Iterator[Entry] | None = None if options.eps > 0.0 else iter(st)
+        #: Pool -> picks, as far as they are known.
+        self.out: dict[str, list[Pick]] = {}
+
+    def extend(self) -> bool:
+        """Takes one turn, or places one stage of the rest; False when every task has its place."""
+        if self._rest is None:
+            explored, exploited = self._head_of_su(), self._head_of_st()
+            if explored is not None and exploited is not None:
+                self._turn(explored, exploited)
+                return True
+            self._rest = iter(self._all_of_su() if self._options.rest == "su" else self._st)
+        for entry in self._rest:
+            if entry.left:
+                self._emit(entry, entry.left, None, explored=False)
+                return True
+        return False
+
+    def picks(self, pool: str) -> Iterator[Pick]:
+        """Every pick of a pool."""
+        k = 0
+        while True:
+            out = self.out.get(pool, ())
+            while k < len(out):
+                yield out[k]
+                k += 1
+            if not self.extend():
+                return
+
+    def _turn(self, explored: Entry, exploited: Entry) -> None:
+        """Lines 12 to 18."""
+        options = self._options
+        p = self._draw(explored.stage)
+        explores = p <= options.eps if options.inclusive else p < options.eps
+        if explores:
+            self._emit(explored, min(self._sample(explored), explored.left), p, explored=True)
+        else:
+            self._emit(exploited, exploited.left, p, explored=False)
+        # A stage that its own draw keeps from being explored makes room for the next one (A28).
+        if explores or options.pop == "both" or options.draw == "sticky":
+            self._next_su += 1
+        if not explores or options.pop == "both":
+            self._next_st += 1
+
+    def _sample(self, entry: Entry) -> int:
+        """How many tasks to explore (A29)."""
+        if self._options.base == "pending":
+            return self._options.quota(len(entry.ready))
+        every = len(entry.stage.tasks or ())
+        return max(0, self._options.quota(every) - (every - len(entry.ready)))
+
+    def _emit(self, entry: Entry, count: int, p: float | None, *, explored: bool) -> None:
+        if not count:
+            return
+        why = {
+            "estimate": entry.estimate,
+            "reduction": entry.reduction,
+            "draw": p,
+            "explored": explored,
+            "group": entry.group,
+        }
+        tasks = entry.stage.tasks
+        assert tasks is not None
+        out = self.out.setdefault(entry.stage.pool, [])
+        out += [Pick(tasks[index], why=why) for index in entry.ready[entry.given : entry.given + count]]
+        entry.given += count
+
+    def _head_of_st(self) -> Entry | None:
+        while self._next_st < len(self._st):
+            if self._st[self._next_st].left:
+                return self._st[self._next_st]
+            self._next_st += 1
+        return None
+
+    def _head_of_su(self) -> Entry | None:
+        while True:
+            while self._next_su < len(self._su):
+                if self._su[self._next_su].left:
+                    return self._su[self._next_su]
+                self._next_su += 1
+            if not self._extend_su():
+                return None
+
+    def _extend_su(self) -> bool:
+        """Lines 7 to 9: the stages of the next group; False if there is none."""
+        if self._groups is None:
+            groups: dict[int, list[Entry]] = {}
+            for entry in self._st:
+                groups.setdefault(entry.group, []).append(entry)
+            self._groups = [groups[number] for number in sorted(groups, reverse=True)]
+        if not self._groups:
+            return False
+        # Sorting is stable, and S_t is in the order of est_rd and what breaks its ties (A24).
+        weighed = [entry for entry in self._groups.pop() if entry.left]
+        for entry in weighed:
+            entry.reduction = self._weigh(entry)
+        weighed.sort(key=_reduction, reverse=True)
+        self._su += [e for e in weighed if e.reduction] if self._options.su_positive_only else weighed
+        return True
+
+    def _all_of_su(self) -> Iterable[Entry]:
+        while self._extend_su():
+            pass
+        # Stages that S_u leaves out (A21) come last.
+        return [*self._su, *self._st]
+
+
+def _reduction(entry: Entry) -> float:
+    return entry.reduction or 0.0

@@ -1,0 +1,119 @@
+"""What one running job looks like at one moment: how much is left of it, at least and at most, and what that rests on.
+
+Work is an array of C = 2 * pools columns, `fixed` and `decode` reference seconds of each pool in turn. Its seconds in a
+batch of b are its product with the *factors* (1, F_1, 1, F_2, …), F = l(b) / l(1) of a pool (LLMSched, Eq. 2). So
+nothing has to be worked out again when the batch grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from llmsched.model.application import Application
+from llmsched.model.job import Job, Stage, TaskState
+from llmsched.model.kinds import StageKind
+from llmsched.profiler.bins import Array
+from llmsched.profiler.declared import DeclaredEstimator
+from llmsched.profiler.history import Curves
+
+#: Work of X that is as good as none, in seconds, so that information per second stays finite.
+_LEAST = 1e-3
+
+
+class Reduction(NamedTuple):
+    """gain: (C,) bit seconds, R(X). cost: (C,) seconds that X itself is expected to take."""
+
+    gain: tuple[float, ...]
+    cost: tuple[float, ...]
+
+    def value(self, factors: Sequence[float], *, per_second: bool = False) -> float:
+        """R(X) in bit seconds, never negative; in bit seconds per second of X if asked for (A43)."""
+        gain = max(sum(map(float.__mul__, self.gain, factors)), 0.0)
+        if not per_second or gain == 0.0:
+            return gain
+        return gain / max(sum(map(float.__mul__, self.cost, factors)), _LEAST)
+
+
+@dataclass(slots=True)
+class Sight:
+    """A job at one moment. Finished tasks are taken off, running ones count as if they had just begun.
+
+    revision: of the job. pools: of the columns. parts: (n, 3, C), what each part is expected to need, and needs at
+    least and at most. rows: stages that have a part of their own, all that are ready or run among them, and which.
+    left: tasks that these still have to finish. floor: (C,), what is left in any case; None: nothing.
+    The rest is what a reduction rests on: the state of each column (`Evidence`), and a `Belief`.
+    """
+
+    revision: int
+    pools: tuple[str, ...]
+    parts: Array
+    rows: dict[str, int]
+    left: dict[str, float] = field(default_factory=dict)
+    floor: Array | None = None
+    pattern: tuple[int, ...] = ()
+    known: dict[int, int] = field(default_factory=dict)
+    at_least: dict[int, int] = field(default_factory=dict)
+    marginals: tuple[Array, ...] = ()
+
+
+class Seer(Protocol):
+    """Sees jobs of one application."""
+
+    def see(self, job: Job, had: Mapping[str, float] | None = None) -> Sight:
+        """had: of stages with running LLM tasks, the reference seconds these have been decoding (A32)."""
+        ...
+
+    def is_outlived(self, job: Job, sight: Sight, had: Mapping[str, float]) -> bool:
+        """Whether the job would look different now that running LLM tasks have had so much (A32)."""
+        ...
+
+    def reduction(self, job: Job, stage: Stage, sight: Sight) -> Reduction:
+        """R of a stage that is ready, in the columns of the sight."""
+        ...
+
+
+class DeclaredSeer:
+    """Of an application nothing was learned of: declared means, without an interval, and nothing to find out."""
+
+    def __init__(self, application: Application, curves: Curves) -> None:
+        self._estimator = DeclaredEstimator(application, curves)
+
+    def see(self, job: Job, had: Mapping[str, float] | None = None) -> Sight:
+        left = self._estimator.remaining(job)
+        pools = tuple(left)
+        parts = np.zeros((len(pools), 3, 2 * len(pools)))
+        for k, work in enumerate(left.values()):
+            parts[k, :, 2 * k : 2 * k + 2] = work
+        rows: dict[str, int] = {}
+        tasks: dict[str, float] = {}
+        for stage in job.stages.values():
+            if stage.tasks is not None and not stage.is_over and stage.pool in pools:
+                rows[stage.name] = pools.index(stage.pool)
+                tasks[stage.name] = len(stage.tasks) - stage.done_tasks
+        return Sight(job.revision, pools, parts, rows, tasks)
+
+    def is_outlived(self, job: Job, sight: Sight, had: Mapping[str, float]) -> bool:
+        return False
+
+    def reduction(self, job: Job, stage: Stage, sight: Sight) -> Reduction:
+        nothing = (0.0,) * sight.parts.shape[2]
+        return Reduction(nothing, nothing)
+
+
+def finished_work(stage: Stage, curves: Curves) -> tuple[float, float]:
+    """Reference seconds, fixed and decode, of the finished tasks of a stage."""
+    fixed = decode = 0.0
+    curve = curves[stage.pool]
+    for task in stage.tasks or ():
+        if task.state is not TaskState.DONE or task.result is None:
+            continue
+        if stage.kind is StageKind.LLM:
+            fixed += curve.prefill(task.result.prompt_tokens)
+            decode += task.result.output_tokens * curve.decode(1)
+        else:
+            fixed += task.result.duration
+    return fixed, decode
