@@ -18,6 +18,7 @@ import numpy as np
 
 from llmsched.errors import BackendError
 from llmsched.runtime.api import Api, ApiError, Unavailable
+from llmsched.simulator.statistics import Run, samples_of, summary
 from llmsched.workloads import Arrival
 
 #: Seconds for which a service that does not answer is borne, as during a restart.
@@ -27,55 +28,19 @@ _SILENCE = 10.0
 
 
 @dataclass(slots=True)
-class ReplayRun:
+class ReplayRun(Run):
     """What one replay measured. Seconds are the service's, times the speed of the replay (emulated seconds).
 
-    jobs: (application, completion time or None for a job that did not complete), in order of arrival.
     lag: how late each job was sent, in real seconds.
     """
 
-    policy: str
-    seed: int
-    jobs: list[tuple[str, float | None]] = field(default_factory=list)
     lag: list[float] = field(default_factory=list)
-    makespan: float = 0.0
-    decisions: int = 0
-    decision_ms: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(("mean", "p50", "p99")))
-    utilisation: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def completion_times(self) -> list[float]:
-        return [seconds for _, seconds in self.jobs if seconds is not None]
-
-    def by_application(self) -> dict[str, list[float]]:
-        """Completion times of each application that completed a job."""
-        times: dict[str, list[float]] = {}
-        for application, seconds in self.jobs:
-            if seconds is not None:
-                times.setdefault(application, []).append(seconds)
-        return dict(sorted(times.items()))
 
     def to_json(self) -> dict[str, Any]:
-        """One entry of `runs` in the replay contract: jobs counts all, means and percentiles the completed ones."""
-        times = self.completion_times
-        p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist() if times else (None, None, None)
+        """One entry of `runs` in the replay contract."""
         lag_p50, lag_max = np.percentile(self.lag, [50, 100]).tolist() if self.lag else (0.0, 0.0)
-        return {
-            "policy": self.policy,
-            "seed": self.seed,
-            "jobs": len(self.jobs),
-            "failed": len(self.jobs) - len(times),
-            "mean_jct": float(np.mean(times)) if times else None,
-            "p50_jct": p50,
-            "p95_jct": p95,
-            "p99_jct": p99,
-            "makespan": self.makespan,
-            "decisions": self.decisions,
-            "decision_ms": self.decision_ms,
-            "utilisation": self.utilisation,
-            "apps": {a: {"jobs": len(t), "mean_jct": float(np.mean(t))} for a, t in self.by_application().items()},
-            "send_lag_ms": {"p50": lag_p50 * 1000, "max": lag_max * 1000},
-        }
+        lag = {"p50": lag_p50 * 1000, "max": lag_max * 1000}
+        return {**Run.to_json(self), "send_lag_ms": lag}  # a dataclass with slots has no argument-free super()
 
 
 async def replay(
@@ -274,43 +239,10 @@ def _quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
     return lower
 
 
-def to_json(settings: dict[str, Any], runs: Sequence[ReplayRun], *, seed: int = 0) -> dict[str, Any]:
-    """The whole contract: settings, runs and a summary with paired changes and bootstrap intervals."""
-    policies = list(dict.fromkeys(run.policy for run in runs))
-    rng = np.random.default_rng(seed)
-    times = {p: np.array([t for r in runs if r.policy == p for _, t in r.jobs], dtype=float) for p in policies}
-    summary = [
-        {
-            "policy": policy,
-            "mean_jct": None if np.isnan(own).all() else float(np.nanmean(own)),
-            "ci95": _interval(own, rng),
-            "vs": {
-                other: change
-                for other, theirs in times.items()
-                if other != policy and len(theirs) == len(own) and (change := _change(own, theirs, rng)) is not None
-            },
-        }
-        for policy, own in times.items()
-    ]
-    return {"settings": settings, "runs": [run.to_json() for run in runs], "summary": summary}
-
-
-def _interval(times: np.ndarray, rng: np.random.Generator) -> list[float] | None:
-    """Bootstrap interval of the mean over jobs; None for fewer than two."""
-    times = times[~np.isnan(times)]
-    if len(times) < 2:
-        return None
-    low, high = np.percentile(rng.choice(times, (1000, len(times))).mean(axis=1), [2.5, 97.5]).tolist()
-    return [low, high]
-
-
-def _change(mine: np.ndarray, theirs: np.ndarray, rng: np.random.Generator) -> dict[str, Any] | None:
-    """Change of the mean in per cent over jobs both completed, with a bootstrap interval over pairs of the same job."""
-    both = ~(np.isnan(mine) | np.isnan(theirs))
-    mine, theirs = mine[both], theirs[both]
-    if len(mine) < 2:
-        return None
-    drawn = rng.integers(0, len(mine), (1000, len(mine)))
-    ratios = mine[drawn].mean(axis=1) / theirs[drawn].mean(axis=1)
-    low, high = ((np.percentile(ratios, [2.5, 97.5]) - 1) * 100).tolist()
-    return {"change_pct": float((mine.mean() / theirs.mean() - 1) * 100), "ci95": [low, high]}
+def to_json(settings: dict[str, Any], runs: Sequence[ReplayRun]) -> dict[str, Any]:
+    """The whole contract: settings, runs and a summary with paired changes and bootstrap intervals over jobs."""
+    return {
+        "settings": settings,
+        "runs": [run.to_json() for run in runs],
+        "summary": summary(samples_of(runs)),
+    }

@@ -9,10 +9,13 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from llmsched.replay import ReplayRun
+from llmsched.simulator.statistics import Run
 
 #: Told apart by people with any colour vision, also in grey.
 _COLOURS = ("#3b6ea8", "#e08e2b", "#5aa469", "#a8456b", "#7a6bb0", "#8c8c8c")
+
+#: Shares of a gain, and their headings.
+_SHARES = {"clairvoyant_share": "of the clairvoyant gain", "ceiling_share": "of what can be known"}
 
 
 def unit_of(document: Mapping[str, Any]) -> str:
@@ -20,13 +23,20 @@ def unit_of(document: Mapping[str, Any]) -> str:
     return "seconds" if document["settings"].get("speed", 1.0) == 1.0 else "emulated seconds"
 
 
-def table(document: Mapping[str, Any]) -> Table:
-    """One row per policy of a replay or simulation document; changes are against the first policy."""
-    first = document["summary"][0]["policy"]
-    some_failed = any(run["failed"] for run in document["runs"])
-    title = f"Job completion time in {unit_of(document)}"
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold")
-    shown.add_column("policy")
+def table(document: Mapping[str, Any], *, load: float | None = None, machines: str = "") -> Table:
+    """One row per policy of a replay or simulation document; changes are against the first policy.
+
+    load: which one, in a document of several. machines: what it ran on, for the title.
+    """
+    entries = [entry for entry in document["summary"] if load is None or entry["load"] == load]
+    runs = [run for run in document["runs"] if load is None or run["load"] == load]
+    first = entries[0]["policy"]
+    some_failed = any(run["failed"] for run in runs)
+    shares = [key for key in _SHARES if any(key in entry for entry in entries)]
+    title = f"Job completion time in {unit_of(document)}" + (f": {machines}" if machines else "")
+    gap = 2 if len(shares) < len(_SHARES) else 1  # so that the widest table fits into a pipe
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), title=title, title_justify="left", title_style="bold")
+    shown.add_column("policy", no_wrap=True)
     headings = [
         "jobs",
         *(["failed"] if some_failed else []),
@@ -35,26 +45,36 @@ def table(document: Mapping[str, Any]) -> Table:
         "median",
         "P95",
         "LLM slots busy",
+        *([f"mean against {first}"] if len(entries) > 1 else []),
+        *(_SHARES[key] for key in shares),
     ]
-    for heading in [*headings, *([f"mean against {first}"] if len(document["summary"]) > 1 else [])]:
+    for heading in headings:
         shown.add_column(heading, justify="right", no_wrap=True)
-    for entry in document["summary"]:
-        runs = [r for r in document["runs"] if r["policy"] == entry["policy"]]
-        versus = entry["vs"].get(first)
+    for entry in entries:
+        own = [r for r in runs if r["policy"] == entry["policy"]]
         cells = [
             entry["policy"],
-            str(sum(r["jobs"] for r in runs)),
-            *([str(sum(r["failed"] for r in runs))] if some_failed else []),
+            str(sum(r["jobs"] for r in own)),
+            *([str(sum(r["failed"] for r in own))] if some_failed else []),
             _number(entry["mean_jct"]),
             "" if entry["ci95"] is None else "{:.2f} – {:.2f}".format(*entry["ci95"]),
-            _number(_mean(r["p50_jct"] for r in runs)),
-            _number(_mean(r["p95_jct"] for r in runs)),
-            "{:.0%}".format(_mean(r["utilisation"].get("llm") for r in runs) or 0.0),
+            _number(_mean(r["p50_jct"] for r in own)),
+            _number(_mean(r["p95_jct"] for r in own)),
+            "{:.0%}".format(_mean(r["utilisation"].get("llm") for r in own) or 0.0),
         ]
-        if versus is not None:
-            cells.append("{:+.1f} % ({:+.1f} … {:+.1f})".format(versus["change_pct"], *versus["ci95"]))
+        if len(entries) > 1:
+            versus = entry["vs"].get(first)
+            cells.append("" if versus is None else _percent(versus["change_pct"], versus["ci95"], "+"))
+        for key in shares:
+            share = entry.get(key)
+            cells.append("" if share is None else _percent(share["share_pct"], share["ci95"]))
         shown.add_row(*cells)
     return shown
+
+
+def _percent(value: float, interval: Sequence[float] | None, sign: str = "") -> str:
+    shown = f"{value:{sign}.1f} %"
+    return shown if interval is None else f"{shown} ({interval[0]:{sign}.1f} … {interval[1]:{sign}.1f})"
 
 
 def _mean(values: Any) -> float | None:
@@ -66,7 +86,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def plot(document: Mapping[str, Any], runs: Sequence[ReplayRun], directory: Path, *, title: str = "") -> Path:
+def plot(document: Mapping[str, Any], runs: Sequence[Run], directory: Path, *, title: str = "") -> Path:
     """Writes `completion_times.png` into `directory`; its path.
 
     Left the share of jobs that are done within a time, one line per policy; right the mean of each application.

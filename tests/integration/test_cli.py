@@ -229,7 +229,7 @@ def test_engines_are_added_drained_resumed_and_removed(cli: Cli) -> None:
 
 
 def test_a_service_is_asked_what_it_has(cli: Cli, service: RunningService) -> None:
-    assert "fcfs (active)" in cli.ok("policies", "--url", service.url).out
+    assert "llmsched-pool (active)" in cli.ok("policies", "--url", service.url).out
     assert {a["name"] for a in cli.ok("apps", "--url", service.url, "--json").json} > {"web_search"}
 
 
@@ -277,7 +277,8 @@ def test_a_replay_compares_policies_on_identical_jobs(cli: Cli, tmp_path: Path) 
         assert all(0 < busy < 1 for busy in run["utilisation"].values())
     assert document["summary"][1]["vs"]["fcfs"].keys() == {"change_pct", "ci95"}
     assert (pictures / "completion_times.png").is_file()
-    assert "fcfs (active)" in cli.ok("policies", "--url", os.environ["LLMSCHED_URL"]).out, "the policy is put back"
+    said = cli.ok("policies", "--url", os.environ["LLMSCHED_URL"])
+    assert "llmsched-pool (active)" in said.out, "the policy is put back"
 
 
 def test_a_replay_takes_recorded_arrivals_and_traces(cli: Cli, tmp_path: Path) -> None:
@@ -294,7 +295,7 @@ def test_a_replay_takes_recorded_arrivals_and_traces(cli: Cli, tmp_path: Path) -
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["settings"]["rate"] is None
     (run,) = document["runs"]
-    assert (run["policy"], run["jobs"], run["failed"]) == ("fcfs", 3, 0)
+    assert (run["policy"], run["jobs"], run["failed"]) == ("llmsched-pool", 3, 0)
     assert run["makespan"] > 100, "recorded arrivals keep their own rate"
 
 
@@ -321,7 +322,7 @@ async def test_a_replay_survives_a_restart_of_the_service(tmp_path: Path) -> Non
 
 def test_what_is_installed_is_listed(nowhere: Cli) -> None:
     assert {a["name"] for a in nowhere.ok("apps", "--json").json} >= {"code_generation", "document_merging"}
-    assert [p["name"] for p in nowhere.ok("policies", "--json").json][:2] == ["fcfs", "sjf"]
+    assert {p["name"] for p in nowhere.ok("policies", "--json").json} > {"llmsched-pool", "fcfs", "sjf"}
     assert "task_automation" in nowhere.ok("apps").out
     assert "sjf" in nowhere.ok("policies").out
 
@@ -331,7 +332,7 @@ def test_help_names_every_command_and_hides_what_does_not_exist_yet(nowhere: Cli
     commands = {line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()}
     assert commands == {
         *("serve", "emulate", "submit", "jobs", "show", "watch", "cancel"),
-        *("engines", "apps", "policies", "export", "replay", "demo"),
+        *("engines", "apps", "policies", "export", "replay", "demo", "fit", "simulate"),
     }
     for command in commands:
         assert f"Usage: llmsched {command} " in nowhere.ok(command, "--help").out

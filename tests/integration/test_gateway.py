@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llmsched.errors import BackendError
 from llmsched.logs import JsonLines, TextLines
 from llmsched.model.records import EventRecord, Writes
+from llmsched.policies import DEFAULT_POLICY
 from llmsched.runtime.hub import Hub
 from tests.integration.databases import postgres, postgres_url, store_url
 from tests.integration.service import (
@@ -540,7 +541,7 @@ async def test_without_a_key_only_operations_are_open(tmp_path: Path) -> None:
         a_problem(await service.put("/v1/policies/active", json={"name": "sjf"}), 401)
         for path in ("/v1/jobs", "/v1/jobs:batch", "/v1/engines"):
             a_problem(await service.post(path, content=b"{"), 401)
-        assert (await service.get("/version")).json()["policy"] == "fcfs"
+        assert (await service.get("/version")).json()["policy"] == DEFAULT_POLICY
 
 
 # -------------------------------------------------------------------------------------------------- operations
@@ -550,7 +551,7 @@ async def test_health_version_and_readiness(service: InProcessService) -> None:
     assert (await service.get("/health")).json() == {"status": "ok"}
     assert (await service.get("/ready")).json() == {"status": "ready"}
     version = (await service.get("/version")).json()
-    assert version == {"version": version["version"], "policy": "fcfs", "started_at": version["started_at"]}
+    assert version == {"version": version["version"], "policy": DEFAULT_POLICY, "started_at": version["started_at"]}
 
 
 async def test_not_ready_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -769,13 +770,17 @@ async def test_a_bad_application_name_is_refused(service: InProcessService, name
 async def test_the_policy_can_be_changed(tmp_path: Path) -> None:
     async with in_process_service(tmp_path, emulate=0) as service:
         listed = (await service.get("/v1/policies")).json()["items"]
-        assert {p["name"]: p["active"] for p in listed} == {p["name"]: p["name"] == "fcfs" for p in listed}
+        assert {p["name"]: p["active"] for p in listed} == {p["name"]: p["name"] == DEFAULT_POLICY for p in listed}
+        assert not {"oracle-pool", "oracle-srtf"} & {p["name"] for p in listed}, "a service does not know the future"
         changed = await service.put("/v1/policies/active", json={"name": "sjf"})
         assert (changed.status_code, changed.json()["active"]) == (200, True)
         assert (await service.get("/version")).json()["policy"] == "sjf"
         problem = a_problem(await service.put("/v1/policies/active", json={"name": "sfj"}), 422)
         assert problem["field"] == "name"
         assert "did you mean 'sjf'" in problem["detail"]
+        problem = a_problem(await service.put("/v1/policies/active", json={"name": "oracle-pool"}), 422)
+        assert "needs to know the future" in problem["detail"]
+        assert (await service.get("/version")).json()["policy"] == "sjf"
 
 
 async def test_decisions_say_what_went_where_newest_first(tmp_path: Path) -> None:
@@ -785,7 +790,10 @@ async def test_decisions_say_what_went_where_newest_first(tmp_path: Path) -> Non
             await service.story(job["id"])
         items = (await service.get("/v1/decisions")).json()["items"]
         assert [item["at"] for item in items] == sorted((item["at"] for item in items), reverse=True)
-        dispatched = [d for item in reversed(items) for d in item["dispatched"]]
+        assert {item["policy"] for item in items} == {DEFAULT_POLICY}
+        dispatched = [dict(d) for item in reversed(items) for d in item["dispatched"]]
+        reasons = [d.pop("why") for d in dispatched]
+        assert all(reason["estimate"] > 0 for reason in reasons), reasons  # of what the template declares
         assert dispatched == [
             {"job": job["id"], "stage": "test_gen", "task": 0, "executor": "engine-1"} for job in jobs
         ]

@@ -69,7 +69,8 @@ class Poller:
 
     def __init__(self, service: RunningService, ids: list[str]) -> None:
         self.backwards: list[str] = []
-        self._pid = 0
+        #: The process that answered last, by job.
+        self._pids = dict.fromkeys(ids, 0)
         self._status = dict.fromkeys(ids, 0)
         self._stages: dict[tuple[str, str], int] = {}
         self.task = asyncio.create_task(self._poll(service, ids))
@@ -81,8 +82,8 @@ class Poller:
                 pid = service.pid
                 with suppress(httpx.HTTPError):
                     view = (await service.get(f"/v1/jobs/{id}")).json()
-                    self._look(view, is_reborn=pid != self._pid)
-            self._pid = pid
+                    self._look(view, is_reborn=pid != self._pids[id])
+                    self._pids[id] = pid
 
     def _look(self, view: dict[str, Any], is_reborn: bool) -> None:
         id, status = view["id"], _STATUS.index(view["status"])

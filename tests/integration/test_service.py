@@ -533,6 +533,9 @@ def left_over(service: Service) -> dict[str, Any]:
         "jobs": view.jobs,
         "ready": {pool: stages for pool, stages in view.ready.items() if stages},
         "running": {e.id: e.running for e in view.executors.values() if e.running},
+        "followed": service.foresight._jobs,
+        "believed": service.foresight.knowledge._answers,
+        "news": service._news,
     }
     found = {name: list(held) for name, held in kept.items() if held}
     return found | ({"submitting": [service._submitting]} if service._submitting else {})
@@ -541,7 +544,9 @@ def left_over(service: Service) -> dict[str, Any]:
 async def test_five_hundred_jobs_later_nothing_is_left_of_them(tmp_path: Path) -> None:
     """Some fail, some are cancelled, all are watched; under another policy from the middle on."""
     rng, others = Random(5), survivors()
-    async with in_process_service(tmp_path, emulate=2, max_batch=64, workers=16, backoff_first=0.01) as it:
+    settings: dict[str, Any] = {"max_batch": 64, "workers": 16, "backoff_first": 0.01}
+    # Its jobs are learned from in between, and what a fit leaves in this process is looked at as well.
+    async with in_process_service(tmp_path, emulate=2, learn_every_jobs=120, **settings) as it:
         service = it.context.service
         await put(it, "say", {"stages": [{"name": "say", "kind": "llm", "prompt": "{{ input.word }}"}]})
         at_work = tasks() - Counter({"RequestHandler.start": 10})
@@ -563,6 +568,8 @@ async def test_five_hundred_jobs_later_nothing_is_left_of_them(tmp_path: Path) -
             if start == 200:
                 assert (await it.put("/v1/policies/active", json={"name": "sjf"})).status_code == 200
         await until(lambda: left_over(service) == {})
+        await until(lambda: "say" in service.foresight.knowledge.profiles)
+        await until(lambda: not tasks()["StreamReader.read"], what="the end of the last fit")
         await until(lambda: service.hub.listeners == 0)
         assert it.context.journal.pending == 0
         assert all(engine.server.running == 0 for engine in it.engines)

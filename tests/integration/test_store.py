@@ -35,6 +35,7 @@ from llmsched.store.export import export, trace_of
 from llmsched.store.journal import Journal
 from llmsched.store.location import Location
 from llmsched.store.migrate import VERSION_TABLE
+from llmsched.store.rows import StoredProfile
 from llmsched.store.schema import metadata
 from llmsched.store.store import Store
 from tests.integration.databases import postgres, postgres_url, store_url  # noqa: F401  (fixtures)
@@ -408,6 +409,46 @@ async def test_history_is_what_completed(store: Store) -> None:
     assert recent == [j for j in made if j.application == "search" and j.number >= 200]
 
 
+async def test_history_may_be_cut_to_what_was_submitted_last(store: Store) -> None:
+    other = {"application": "other"}
+    await fill(store, [completed(n, **(other if n % 2 else {})) for n in range(1, 251)])
+    await fill(store, [job(300)])
+    assert [s.job.number for s in await everything(store.history(newest=3))] == [248, 249, 250]
+    mine = [s.job.number for s in await everything(store.history(application="sorting", newest=120))]
+    assert mine == list(range(12, 251, 2))
+    assert len(await everything(store.history(newest=1_000))) == 250
+    assert await everything(store.history(application="none", newest=5)) == []
+
+
+async def test_what_completed_since_a_moment_is_counted(store: Store) -> None:
+    await fill(store, [completed(1), completed(2), completed(3, application="other"), job(4)])
+    assert await store.completed_since("sorting", 0.0, 10) == 2
+    assert await store.completed_since("sorting", 0.0, 1) == 1
+    assert await store.completed_since("sorting", 101.0, 10) == 1  # finished at 101 and 102
+    assert await store.completed_since("none", 0.0, 10) == 0
+
+
+async def test_the_newest_profile_of_every_application_comes_back(store: Store) -> None:
+    assert await store.profiles() == []
+    body = bytes(range(256)) * 2_000
+    assert await store.save_profile("sorting", 1, 10.5, 60, b"old") == 1
+    assert await store.save_profile("sorting", 2, 20.5, 110, body) == 2
+    assert await store.save_profile("other", 1, 15.0, 30, b"other") == 1
+    assert await store.profiles() == [
+        StoredProfile("other", 1, 1, 15.0, 30, b"other"),
+        StoredProfile("sorting", 2, 2, 20.5, 110, body),
+    ]
+
+
+async def test_the_last_five_profiles_of_an_application_are_kept(store: Store) -> None:
+    await store.save_profile("other", 1, 0.0, 1, b"")
+    for number in range(1, 9):
+        assert await store.save_profile("sorting", 1, float(number), 1, b"") == number
+    kept = "SELECT application, number FROM profiles ORDER BY application, number"
+    found = await store._reader.call(lambda connection: connection.execute(text(kept)).all())
+    assert [tuple(row) for row in found] == [("other", 1), *(("sorting", n) for n in range(4, 9))]
+
+
 async def test_retention_forgets_finished_jobs_oldest_first_and_whatever_belongs_to_them(store: Store) -> None:
     made = [completed(n, has_recording=True) for n in range(1, 8)]
     old_but_running = job(8, status=JobStatus.RUNNING)
@@ -550,6 +591,20 @@ async def test_the_migrations_make_exactly_the_schema(store: Store) -> None:
         return compare_metadata(MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}), metadata)
 
     assert await store._reader.call(differences) == []
+
+
+async def test_a_database_of_the_first_version_keeps_what_it_has(store_url: str) -> None:  # noqa: F811
+    async with await Store.open(store_url) as store:
+        await fill(store, [completed(1)])
+
+        def as_it_was(connection: Any) -> None:
+            connection.execute(text("DROP TABLE profiles"))
+            connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
+
+        await store._reader.call(as_it_was)
+    async with await Store.open(store_url) as store:
+        assert await store.job("job_1") == completed(1)
+        assert await store.save_profile("sorting", 1, 1.0, 10, b"x") == 1
 
 
 async def test_opening_again_changes_nothing(store_url: str) -> None:  # noqa: F811
@@ -1013,6 +1068,17 @@ async def test_export_writes_completed_jobs(store: Store, tmp_path: Path, name: 
     assert await export(store, stream, application="other", since=102.0) == 1
     assert orjson.loads(stream.getvalue())["app"] == "other"
     assert await export(store, io.BytesIO(), since=103.0) == 0
+
+
+async def test_the_size_of_an_input_is_exported_and_read_again(store: Store) -> None:
+    question = {"text": "Grüße 😀", "n": [1, 2]}
+    live = replace(lived(PLANNED, 1).job, input=question)
+    await store.write(Writes([(live, None)], lived(PLANNED, 1).stages))
+    stream = io.BytesIO()
+    assert await export(store, stream) == 1
+    recording = Recording.from_json(orjson.loads(stream.getvalue()))
+    assert recording.features == {"input_chars": len('{"text":"Grüße 😀","n":[1,2]}')}
+    assert Recording.from_json(recording.to_json()) == recording
 
 
 async def test_an_export_reads_beside_a_service_that_writes(store: Store, store_url: str) -> None:  # noqa: F811

@@ -58,5 +58,5 @@ def test_nine_of_ten_jobs_end_before_p90_and_half_before_p50(spread: float, wait
     assert late / 1_800 == pytest.approx(0.9, abs=0.03)
 
 
-def test_what_clients_see_is_rounded_to_milliseconds() -> None:
-    assert Eta(1.23456, 2.0).to_json() == {"p50": 1.235, "p90": 2.0}
+def test_what_clients_see_is_rounded_to_microseconds() -> None:
+    assert Eta(1.23456789, 2.0).to_json() == {"p50": 1.234568, "p90": 2.0}
