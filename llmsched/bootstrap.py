@@ -19,15 +19,22 @@ from llmsched.gateway.auth import Keys
 from llmsched.gateway.context import Context
 from llmsched.gateway.metrics import Metrics
 from llmsched.model.events import Event
+from llmsched.model.latency import GENERIC_7B, LatencyCurve
 from llmsched.model.records import Writes
 from llmsched.policies import make_policy
+from llmsched.profiler import Curves, Knowledge
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import WallClock
+from llmsched.runtime.emulator.settings import read_latency_curve
 from llmsched.runtime.engine import Timeouts
 from llmsched.runtime.engines import Engine, Engines, EngineSpec
+from llmsched.runtime.fitter import FitProcess
+from llmsched.runtime.foresight import Foresight
 from llmsched.runtime.handlers import build_registry
 from llmsched.runtime.hub import Hub
+from llmsched.runtime.learner import Learner, Learning
 from llmsched.runtime.memory import trim_at_rest
+from llmsched.runtime.profiles import profile_files
 from llmsched.runtime.service import Service
 from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
@@ -41,15 +48,34 @@ log = logging.getLogger(__name__)
 
 async def build(settings: Settings) -> Context:
     """A service that is ready to start. Raises InvalidSetting or BackendError (database)."""
-    make_policy(settings.policy)
+    knowledge = Knowledge(curves=Curves(default=_reference_curve(settings)))
+    make_policy(settings.policy, knowledge=knowledge)
+    if settings.profiles is not None:
+        profile_files(settings.profiles)
     registry = build_registry(settings.handlers)
     pools = {"cpu": settings.workers, **settings.worker_pools}
     store = await Store.open(settings.store)
-    await store.acquire_service_lock()
     metrics = Metrics()
-    applications = Applications(store)
-    await applications.load(installed_applications())
     clock = WallClock()
+    applications = Applications(store)
+    foresight = Foresight(knowledge, speed=settings.speed, observer=metrics)
+    learner = Learner(
+        knowledge,
+        applications,
+        store,
+        FitProcess(settings.store, _reference_curve(settings)),
+        clock,
+        settings=Learning(settings.learn, settings.learn_every_jobs, settings.learn_every_s, settings.learn_from_jobs),
+        folder=settings.profiles,
+        on_learned=foresight.learned,
+    )
+    try:
+        await store.acquire_service_lock()
+        await applications.load(installed_applications())
+        await learner.restore()
+    except BaseException:
+        await store.close()
+        raise
 
     def committed(writes: Writes) -> None:
         service.committed(writes)
@@ -71,6 +97,8 @@ async def build(settings: Settings) -> Context:
         clock=clock,
         hub=Hub(),
         observer=metrics,
+        foresight=foresight,
+        learner=learner,
         limits=Limits(
             active_jobs=settings.max_active_jobs,
             tick_ms=settings.tick_ms,
@@ -110,6 +138,11 @@ async def build(settings: Settings) -> Context:
         stop=stop,
         max_body=int(settings.max_body_mb * 1024 * 1024),
     )
+
+
+def _reference_curve(settings: Settings) -> LatencyCurve:
+    """What tokens are turned into seconds with: the curve of emulated engines, or that of a usual engine."""
+    return read_latency_curve(settings.latency) if settings.emulate else GENERIC_7B
 
 
 class Fleet:

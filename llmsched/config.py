@@ -21,6 +21,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmsched.errors import InvalidSetting
+from llmsched.policies import DEFAULT_POLICY
+from llmsched.profiler import MAX_JOBS, MIN_JOBS
 
 PREFIX = "LLMSCHED_"
 
@@ -99,7 +101,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    policy: str = "fcfs"
+    policy: str = DEFAULT_POLICY
     store: str = Field(default="sqlite:///llmsched.db", repr=False)
     #: URLs or tables.
     engines: Annotated[list[EngineSettings], NoDecode, BeforeValidator(_tables), _json_or(_commas)] = []
@@ -125,6 +127,14 @@ class Settings(BaseSettings):
     retention_days: float | None = Field(default=None, gt=0)
     grace: float = Field(default=10.0, ge=0)
     seed: int = 0
+
+    #: Whether profiles are learned from finished jobs, when, and from how many.
+    learn: bool = True
+    learn_every_jobs: int = Field(default=50, ge=1)
+    learn_every_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    learn_from_jobs: int = Field(default=MAX_JOBS, ge=MIN_JOBS, le=MAX_JOBS)
+    #: Folder of `<application>.json.gz`, as `llmsched fit` writes it.
+    profiles: Path | None = None
 
     connect_timeout: float = Field(default=5.0, gt=0)
     first_token_timeout: float = Field(default=120.0, gt=0)

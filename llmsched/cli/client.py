@@ -214,7 +214,7 @@ def job_table(job: Mapping[str, Any], *, scale: float = 1.0) -> Table:
     """Stages of a job with state, tasks and seconds. scale: multiplies seconds, for engines emulated faster."""
     took = ((job["finished_at"] or time.time()) - job["submitted_at"]) * scale
     name = f"{job['id']}  {job['application']}  "
-    title = Text.assemble(name, coloured(job["status"]), f"  {duration(took)}")
+    title = Text.assemble(name, coloured(job["status"]), f"  {duration(took)}{_outlook(job, scale)}")
     columns = ("stage", "kind", "state", "tasks", "took", "tokens in", "out", "where")
     shown = table(*columns, right=("tasks", "took", "tokens in", "out"), folds=("stage", "where"), title=title)
     for stage in job["stages"]:
@@ -233,6 +233,14 @@ def job_table(job: Mapping[str, Any], *, scale: float = 1.0) -> Table:
     if job["error"]:
         shown.caption = Text(job["error"], style="red", justify="left")
     return shown
+
+
+def _outlook(job: Mapping[str, Any], scale: float) -> str:
+    """When the job is believed to be done, in words."""
+    if job["finished_at"] or not (eta := job.get("eta")):
+        return ""
+    half, most = (max(0.0, eta[level] - time.time()) * scale for level in ("p50", "p90"))
+    return f", done in about {duration(half)}, nine times out of ten within {duration(most)}"
 
 
 def coloured(state: str) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,13 +51,19 @@ def apps(
     if as_json:
         print_json(rows)
         return
-    listed = table(
-        "name", "version", "stages", "takes", "what it is", right=("version", "stages"), folds=("what it is",)
-    )
+    asked = any("profile" in row for row in rows)
+    columns = ("name", "version", "stages", "takes", *(["learned from"] if asked else []), "what it is")
+    listed = table(*columns, right=("version", "stages"), folds=("what it is",))
     for row in rows:
         takes = "inputs, recordings" if row["executable"] else "recordings"
-        listed.add_row(row["name"], str(row["version"]), str(len(row["stages"])), takes, Text(row["description"]))
+        cells = [row["name"], str(row["version"]), str(len(row["stages"])), takes]
+        listed.add_row(*cells, *([_learned(row.get("profile"))] if asked else []), Text(row["description"]))
     out.print(listed)
+
+
+def _learned(profile: Mapping[str, Any] | None) -> str:
+    """How many jobs a service learned an application from, and what predicts by it."""
+    return "" if profile is None else f"{profile['jobs']} jobs, {profile['estimator']}"
 
 
 async def _registered(api: Api, file: Path | None) -> Any:

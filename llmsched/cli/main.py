@@ -9,14 +9,12 @@ from typing import Annotated
 import typer
 
 from llmsched import __version__
-from llmsched.cli import client, demo, local, replay, serve
+from llmsched.cli import client, demo, fit, local, replay, serve, simulate
 from llmsched.cli.console import complain
 from llmsched.errors import InvalidInput, LlmschedError
 
 #: Commands whose names are taken, and what they will do.
 PLANNED = {
-    "simulate": "compare policies in simulated time",
-    "fit": "learn profiles from traces",
     "calibrate": "measure the latency curve of an engine",
     "train": "train learned policies",
 }
@@ -29,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     add_completion=False,
 )
-for part in (serve, client, local, replay, demo):
+for part in (serve, client, local, replay, simulate, demo, fit):
     part.register(app)
 
 

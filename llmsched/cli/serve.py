@@ -12,6 +12,7 @@ import typer
 
 from llmsched import config, logs
 from llmsched.cli.console import errors
+from llmsched.policies import DEFAULT_POLICY
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +36,10 @@ def serve(
         int | None, typer.Option(help="Slots of launched and emulated engines.", show_default="16")
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Order of ready work; see llmsched policies.", show_default="fcfs")
+        str | None, typer.Option(help="Order of ready work; see llmsched policies.", show_default=DEFAULT_POLICY)
+    ] = None,
+    profiles: Annotated[
+        Path | None, typer.Option(help="Folder of profiles to start with, as llmsched fit --out writes it.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Slots for regular tasks.", show_default="4")] = None,
     store: Annotated[
@@ -59,6 +63,7 @@ def serve(
         latency=latency,
         max_batch=max_batch,
         policy=policy,
+        profiles=profiles,
         workers=workers,
         store=store,
         log_format=log_format,

@@ -19,6 +19,7 @@ from llmsched.gateway.schemas import (
     BatchForm,
     BatchItem,
     BatchView,
+    Eta,
     JobForm,
     JobPage,
     JobQuery,
@@ -60,7 +61,8 @@ _EVENT = {
         {
             "id": "4",
             "event": "stage.completed",
-            "data": '{"job":"job_01m7y7nf5pk8qby37hnf","at":1795237264.61,"stage":"test_gen","seconds":0.03}',
+            "data": '{"job":"job_01m7y7nf5pk8qby37hnf","at":1795237264.61,"stage":"test_gen","seconds":0.03,'
+            '"eta":{"p50":1795237267.81,"p90":1795237272.4}}',
         }
     ],
 }
@@ -121,7 +123,9 @@ async def job(id: str, here: Here, tenant: Tenant) -> JobView:
     live = here.service.stages(id) if record.finished_at is None else {}
     rows = await here.store.stages(id)
     application = await here.service.applications.at(record.application, record.version)
-    return JobView(**summary(record).model_dump(), stages=stages(application, rows, live))
+    eta = here.service.foresight.eta(id, here.service.clock.now())
+    believed = None if eta is None else Eta(**eta.to_json())
+    return JobView(**summary(record).model_dump(), stages=stages(application, rows, live), eta=believed)
 
 
 @router.post("/jobs/{id}/cancel", status_code=202, responses=responses(404, 409))

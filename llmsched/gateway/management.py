@@ -25,6 +25,7 @@ from llmsched.gateway.schemas import (
     PolicyPage,
     PolicyView,
 )
+from llmsched.gateway.views import profile, why
 from llmsched.model.application import Application
 from llmsched.policies import POLICIES
 from llmsched.runtime.engines import Engine, EngineSpec
@@ -44,13 +45,13 @@ Tenant = Annotated[str, Depends(tenant_of)]
 @router.get("/applications", tags=["applications"])
 async def applications(here: Here) -> ApplicationPage:
     """Every registered application in its newest version."""
-    return ApplicationPage(items=[_application(a) for a in here.service.applications])
+    return ApplicationPage(items=[_application(here, a) for a in here.service.applications])
 
 
 @router.get("/applications/{name}", responses=responses(404), tags=["applications"])
 async def application(name: str, here: Here) -> ApplicationView:
     """One application in its newest version, with its padded DAG."""
-    return _application(_known(here, name))
+    return _application(here, _known(here, name))
 
 
 @router.put("/applications/{name}", responses=responses(*BODY), tags=["applications"])
@@ -63,7 +64,7 @@ async def put_application(
         raise InvalidInput(f"the path says {name!r}, the body {candidate.name!r}; they must agree", field="name")
     check_templates(candidate, here.service.handlers)
     check_schema(candidate)
-    return _application(await here.service.applications.put(candidate))
+    return _application(here, await here.service.applications.put(candidate))
 
 
 @router.delete("/applications/{name}", status_code=204, responses=responses(404), tags=["applications"])
@@ -80,7 +81,8 @@ def _known(here: Context, name: str) -> Application:
         raise NotFound(str(error)) from None
 
 
-def _application(application: Application) -> ApplicationView:
+def _application(here: Context, application: Application) -> ApplicationView:
+    knowledge, name = here.service.foresight.knowledge, application.name
     return ApplicationView(
         name=application.name,
         version=application.version,
@@ -101,6 +103,7 @@ def _application(application: Application) -> ApplicationView:
             for s in application.stages
         ],
         definition=dict(application.definition),
+        profile=profile(knowledge.profiles.get(name), application, knowledge.estimator_of(name)),
     )
 
 
@@ -173,10 +176,14 @@ def _engine(here: Context, engine: Engine) -> EngineView:
 
 @router.get("/policies", tags=["policies"])
 async def policies(here: Here) -> PolicyPage:
-    """Every policy there is, and which one is at work."""
+    """Every policy a service can run, and which one is at work."""
     active = here.service.policy_name
     return PolicyPage(
-        items=[PolicyView(name=n, line=p.line, source=p.source, active=n == active) for n, p in POLICIES.items()]
+        items=[
+            PolicyView(name=name, line=policy.line, source=policy.source, active=name == active)
+            for name, policy in POLICIES.items()
+            if not policy.is_oracle
+        ]
     )
 
 
@@ -192,11 +199,11 @@ async def use_policy(form: PolicyForm, here: Here) -> PolicyView:
 
 @router.get("/decisions", tags=["policies"])
 async def decisions(here: Here, tenant: Tenant, last: Annotated[int, Query(ge=1, le=1000)] = 100) -> DecisionPage:
-    """The last decisions, newest first: what was dispatched where, in order of preference."""
+    """The last decisions, newest first: what was dispatched where, in order of preference, and why."""
     return DecisionPage(items=[_decision(d, tenant) for d in islice(reversed(here.service.decisions), last)])
 
 
 def _decision(decision: Mapping[str, Any], tenant: str) -> DecisionView:
     """A decision without what it did for other tenants."""
-    dispatched = [d for d in decision["dispatched"] if tenant in ("", d["tenant"])]
+    dispatched = [{**d, "why": why(d["why"])} for d in decision["dispatched"] if tenant in ("", d["tenant"])]
     return DecisionView.model_validate({**decision, "dispatched": dispatched})

@@ -115,6 +115,12 @@ class Metrics:
     def task_retried(self, pool: str, reason: str) -> None:
         self._retries.labels(pool, reason).inc()
 
+    def explored(self) -> None:
+        self._explorations.inc()
+
+    def estimated(self, application: str, ratio: float) -> None:
+        self._estimate_error.labels(application).observe(ratio)
+
     def decided(self, seconds: float) -> None:
         self._decision.observe(seconds)
         self._decisions.inc()
@@ -139,6 +145,11 @@ class _Gauges(Collector):
         age = GaugeMetricFamily(
             "llmsched_profile_age_seconds", "Since the profile was learned.", labels=["application"]
         )
+        fallback = GaugeMetricFamily(
+            "llmsched_profile_fallback",
+            "1 while plain means are used because the profile predicts worse.",
+            labels=["application"],
+        )
         if self.service is not None:
             view = self.service.scheduler.view
             # Zeros are said: a series that vanishes when its last job ends would leave its last value on a graph.
@@ -154,4 +165,9 @@ class _Gauges(Collector):
                 slots.add_metric([executor.id], executor.slots)
             for engine in self.service.engines:
                 up.add_metric([engine.id], float(engine.is_healthy))
-        yield from (active, ready, running, slots, up, learned, age)
+            foresight, now = self.service.foresight, self.service.clock.now()
+            for name, profile in foresight.knowledge.profiles.items():
+                learned.add_metric([name], profile.jobs)
+                age.add_metric([name], max(0.0, now - profile.learned_at))
+                fallback.add_metric([name], float(foresight.has_drifted(name)))
+        yield from (active, ready, running, slots, up, learned, age, fallback)

@@ -171,9 +171,9 @@ class StageView(BaseModel):
 
 
 class Eta(BaseModel):
-    """Seconds from now until completion, as believed."""
+    """Unix seconds before which the job is done with a probability of 50 % and 90 %, as believed."""
 
-    model_config = _example({"p50": 3.2, "p90": 7.9})
+    model_config = _example({"p50": 1795237267.81, "p90": 1795237272.4})
 
     p50: float
     p90: float
@@ -200,9 +200,11 @@ class JobSummary(BaseModel):
 
 
 class JobView(JobSummary):
-    """A job with its stages. eta: null while nothing is learned about the application."""
+    """A job with its stages. eta: null of a job that is over, and while nothing is learned about the application."""
 
-    model_config = _example({**_EXAMPLE_JOB, "stages": [_EXAMPLE_STAGE], "eta": {"p50": 3.2, "p90": 7.9}})
+    model_config = _example(
+        {**_EXAMPLE_JOB, "stages": [_EXAMPLE_STAGE], "eta": {"p50": 1795237267.81, "p90": 1795237272.4}}
+    )
 
     stages: list[StageView] = []
     eta: Eta | None = None
@@ -230,8 +232,35 @@ class BatchView(BaseModel):
     items: list[BatchItem]
 
 
+class ProfileView(BaseModel):
+    """What was learned of an application. jobs: from so many. learned_at: unix seconds.
+
+    estimator: the one at work; `mean` also where belief has become worse than that. scores: what each reached in
+    cross-validation, errors relative to the mean remaining work.
+    """
+
+    model_config = _example(
+        {
+            "jobs": 412,
+            "learned_at": 1795237201.3,
+            "estimator": "history",
+            "scores": {
+                "history": {"mae": 0.31, "rmse": 0.52, "tau": 0.55, "cover50": 0.5, "cover90": 0.9, "points": 480}
+            },
+        }
+    )
+
+    jobs: int
+    learned_at: float
+    estimator: str
+    scores: dict[str, dict[str, float | None]]
+
+
 class ApplicationView(BaseModel):
-    """A registered application. stages: the padded DAG. executable: whether jobs can run on an input."""
+    """A registered application. stages: the padded DAG. executable: whether jobs can run on an input.
+
+    profile: null while nothing is learned about this version.
+    """
 
     model_config = _example(
         {
@@ -242,6 +271,7 @@ class ApplicationView(BaseModel):
             "executable": True,
             "stages": [{"name": "draft", "kind": "llm", "after": [], "pool": "llm"}],
             "definition": EXAMPLE_APPLICATION,
+            "profile": None,
         }
     )
 
@@ -252,6 +282,7 @@ class ApplicationView(BaseModel):
     executable: bool
     stages: list[dict[str, Any]]
     definition: dict[str, Any]
+    profile: ProfileView | None = None
 
 
 class ApplicationPage(BaseModel):
@@ -311,12 +342,17 @@ class PolicyPage(BaseModel):
 
 
 class DispatchView(BaseModel):
-    """A task that was sent to an executor."""
+    """A task that was sent to an executor.
+
+    why: what the policy went by, such as `estimate` (seconds of work left), `reduction`, `draw` or `explored`; null of
+    a policy that goes by the order of arrival alone.
+    """
 
     job: str
     stage: str
     task: int
     executor: str
+    why: dict[str, Any] | None = None
 
 
 class DecisionView(BaseModel):
@@ -328,7 +364,15 @@ class DecisionView(BaseModel):
             "policy": "fcfs",
             "events": 2,
             "milliseconds": 0.21,
-            "dispatched": [{"job": "job_01m7y7nf5pk8qby37hnf", "stage": "test_gen", "task": 0, "executor": "engine-1"}],
+            "dispatched": [
+                {
+                    "job": "job_01m7y7nf5pk8qby37hnf",
+                    "stage": "test_gen",
+                    "task": 0,
+                    "executor": "engine-1",
+                    "why": {"estimate": 3.1},
+                }
+            ],
             "waiting": {"llm": 3},
         }
     )

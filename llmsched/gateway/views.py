@@ -1,19 +1,21 @@
-"""Jobs and stages as clients see them, and the cursors of their pages."""
+"""Jobs, stages, profiles and reasons as clients see them, and the cursors of their pages."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
 
-from llmsched.gateway.schemas import ClassName, JobSummary, StageView
+from llmsched.gateway.schemas import ClassName, JobSummary, ProfileView, StageView
 from llmsched.model.application import Application
 from llmsched.model.kinds import StageKind
 from llmsched.model.records import JobRecord, StageRecord
+from llmsched.profiler import Profile
 
 
 def summary(record: JobRecord) -> JobSummary:
@@ -65,6 +67,35 @@ def read_cursor(cursor: str) -> int:
     if write_cursor(number) != cursor:
         raise HTTPException(400, f"cursor {cursor[:64]!r} is not one that a page gave out; leave it out to start anew")
     return number
+
+
+def profile(profile: Profile | None, application: Application, at_work: str) -> ProfileView | None:
+    """What was learned of an application, as far as it fits this version. at_work: the estimator that is used."""
+    if profile is None or not profile.fits(application):
+        return None
+    scores = {name: dict(values) for name, values in profile.scores.items()}
+    return ProfileView(jobs=profile.jobs, learned_at=profile.learned_at, estimator=at_work, scores=scores)
+
+
+def why(reasons: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a policy went by, as JSON: numbers that are none become null, what is no number a text."""
+    return None if reasons is None else {str(name): _plain(value) for name, value in reasons.items()}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return round(value, 6) if isfinite(value) else None
+        case Mapping():
+            return why(value)
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _ if hasattr(value, "item"):  # of numpy
+            return _plain(value.item())
+        case _:
+            return str(value)
 
 
 def _sendable(value: Any) -> Any:

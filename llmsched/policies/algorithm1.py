@@ -16,6 +16,7 @@ Source: LLMSched (arXiv:2504.03444), section IV-D.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
 
 import numpy as np
 
@@ -26,13 +27,13 @@ from llmsched.profiler.history import Array
 
 
 class Entry:
-    """A ready stage in one decision. started: its tasks that ran, run or rest after a failure.
+    """A ready stage in one decision.
 
     estimate: est_rd of its job in seconds; group: the number of its job's group, by lower bound; reduction: R(X) once
     somebody asked. The ready tasks are those at the time of the decision.
     """
 
-    __slots__ = ("estimate", "given", "group", "ready", "reduction", "stage")
+    __slots__ = ("estimate", "given", "group", "is_explored", "ready", "reduction", "stage")
 
     def __init__(self, stage: Stage, estimate: float, group: int) -> None:
         self.stage = stage
@@ -41,6 +42,7 @@ class Entry:
         self.ready = tuple(stage.ready)
         #: How many of the ready tasks have their place already.
         self.given = 0
+        self.is_explored = False
         self.reduction: float | None = None
 
     @property
@@ -72,34 +74,32 @@ def components(lo: Array, hi: Array, *, is_closed: bool = True) -> list[int]:
 class Merge:
     """One run of lines 5 to 21 over the entries of S_t. Every ready task comes up once, in `out[pool]`.
 
-    weigh: R(X) of an entry. draw: the random number of a turn, told the stage of S_u that it is about.
+    weigh: R(X) of an entry. draw: the random number p of a turn, where turns draw anew.
     """
 
     def __init__(
-        self,
-        st: list[Entry],
-        options: Options,
-        weigh: Callable[[Entry], float],
-        draw: Callable[[Stage], float],
+        self, st: list[Entry], options: Options, weigh: Callable[[Entry], float], draw: Callable[[], float]
     ) -> None:
         self._st = st
         self._options = options
         self._weigh = weigh
         self._draw = draw
+        #: S_u as far as it is known, and the groups beyond it, the next one last.
         self._su: list[Entry] = []
-        #: Groups that S_u does not hold yet, the next one last.
         self._groups: list[list[Entry]] | None = None
         self._next_st = self._next_su = 0
+        #: The first of S_t that may still be in S_u.
+        self._next_new = 0
         self._rest: Iterator[Entry] | None = None if options.eps > 0.0 else iter(st)
+        #: Whether S_u loses stages only when they are explored. Then nobody needs to know it before that.
+        self._is_lazy = options.pop == "one" and options.draw == "call" and not options.su_positive_only
         #: Pool -> picks, as far as they are known.
         self.out: dict[str, list[Pick]] = {}
 
     def extend(self) -> bool:
         """Takes one turn, or places one stage of the rest; False when every task has its place."""
         if self._rest is None:
-            explored, exploited = self._head_of_su(), self._head_of_st()
-            if explored is not None and exploited is not None:
-                self._turn(explored, exploited)
+            if self._turn():
                 return True
             self._rest = iter(self._all_of_su() if self._options.rest == "su" else self._st)
         for entry in self._rest:
@@ -119,12 +119,23 @@ class Merge:
             if not self.extend():
                 return
 
-    def _turn(self, explored: Entry, exploited: Entry) -> None:
-        """Lines 12 to 18."""
+    def _turn(self) -> bool:
+        """Lines 11 to 18; False when one of the lists is empty."""
         options = self._options
-        p = self._draw(explored.stage)
+        exploited = self._head_of_st()
+        if exploited is None or not self._is_su_left():
+            return False
+        if options.draw == "sticky":
+            head = self._head_of_su()
+            assert head is not None
+            p = own_draw(options.seed, head.stage)
+        else:
+            p = self._draw()
         explores = p <= options.eps if options.inclusive else p < options.eps
         if explores:
+            explored = self._head_of_su()
+            assert explored is not None
+            explored.is_explored = True
             self._emit(explored, min(self._sample(explored), explored.left), p, explored=True)
         else:
             self._emit(exploited, exploited.left, p, explored=False)
@@ -133,6 +144,18 @@ class Merge:
             self._next_su += 1
         if not explores or options.pop == "both":
             self._next_st += 1
+        return True
+
+    def _is_su_left(self) -> bool:
+        """Whether S_u has a stage, if possible without asking which."""
+        if not self._is_lazy:
+            return self._head_of_su() is not None
+        while self._next_new < len(self._st):
+            entry = self._st[self._next_new]
+            if entry.left and not entry.is_explored:
+                return True
+            self._next_new += 1
+        return False
 
     def _sample(self, entry: Entry) -> int:
         """How many tasks to explore (A29)."""
@@ -195,6 +218,12 @@ class Merge:
             pass
         # Stages that S_u leaves out (A21) come last.
         return [*self._su, *self._st]
+
+
+def own_draw(seed: int, stage: Stage) -> float:
+    """The random number that belongs to a stage of a job, 0 <= p < 1: always the same (A28)."""
+    text = f"{seed}|{stage.job.id}|{stage.name}"
+    return (int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 11) / 2.0**53
 
 
 def _reduction(entry: Entry) -> float:

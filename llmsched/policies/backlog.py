@@ -64,6 +64,8 @@ class Backlog:
         self._pools: dict[str, int] = {}
         #: Pool -> F of the last moment.
         self._factors: dict[str, float] = {}
+        #: Pools of a sight -> the factors of its columns, at that moment.
+        self._columns: dict[tuple[str, ...], list[float]] = {}
         #: None when a job has changed.
         self._stack: _Stack | None = None
         #: For `bt=ewma`: when the batches were last looked at, and their mean by pool.
@@ -94,7 +96,10 @@ class Backlog:
         known = seen.reductions.get(stage)
         if known is None:
             known = seen.reductions[stage] = seen.seer.reduction(seen.job, seen.job.stages[stage], seen.sight)
-        factors = [x for pool in seen.sight.pools for x in (1.0, self._factors.get(pool, 1.0))]
+        factors = self._columns.get(seen.sight.pools)
+        if factors is None:
+            factors = [x for pool in seen.sight.pools for x in (1.0, self._factors.get(pool, 1.0))]
+            self._columns[seen.sight.pools] = factors
         return known.value(factors, per_second=self._options.per_second)
 
     def amounts(self, view: View) -> Amounts:
@@ -106,6 +111,7 @@ class Backlog:
         for executor in view.executors.values():
             engines.setdefault(executor.pool, []).append(executor)
         self._factors = self._calibrate(view.now, engines)
+        self._columns.clear()
         if self._options.evidence == "censored":
             self._look_at_running(view)
         if self._stack is None:

@@ -151,7 +151,8 @@ class Attempts:
             raise WorkerError(str(error), reason="template", retryable=False) from None
         if isinstance(work, float):
             await self._workers.hold(work / self._speed)
-            return TaskResult(self._clock.now() - began), None
+            # At another speed what it took here is no reference work, which history and estimators are about.
+            return TaskResult(self._clock.now() - began if self._speed == 1.0 else work), None
         spec = run.stages[ref.stage].spec
         key = f"{ref.job}/{ref.stage}/{ref.index}"
         task = replace(

@@ -20,6 +20,12 @@ class Observer(Protocol):
 
     def decided(self, seconds: float) -> None: ...
 
+    def explored(self) -> None:
+        """A task was started to learn, not because it looked best."""
+
+    def estimated(self, application: str, ratio: float) -> None:
+        """A job is over. ratio: predicted over actual remaining seconds, once per time it was asked about."""
+
 
 class Silent:
     """An observer that hears nothing."""
@@ -40,4 +46,10 @@ class Silent:
         pass
 
     def decided(self, seconds: float) -> None:
+        pass
+
+    def explored(self) -> None:
+        pass
+
+    def estimated(self, application: str, ratio: float) -> None:
         pass

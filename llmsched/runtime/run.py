@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmsched.errors import InvalidInput
@@ -50,12 +50,22 @@ class JobRun:
     `seq` and `position` go on where the store stopped, so that a restart neither repeats nor skips a number.
     """
 
-    __slots__ = ("application", "position", "record", "script", "seq", "stages", "started_at")
+    __slots__ = ("application", "features", "position", "record", "script", "seq", "stages", "started_at")
 
-    def __init__(self, record: JobRecord, application: Application, script: Script, *, seq: int = 0) -> None:
+    def __init__(
+        self,
+        record: JobRecord,
+        application: Application,
+        script: Script,
+        *,
+        features: Mapping[str, str | int] | None = None,
+        seq: int = 0,
+    ) -> None:
         self.record = record
         self.application = application
         self.script = script
+        #: What is known of its input.
+        self.features: Mapping[str, str | int] = features or {}
         self.seq = seq
         self.position = 0
         self.stages: dict[str, StageRun] = {}
@@ -159,6 +169,7 @@ class JobRun:
             unfolded.skipped,
             record.job_class,
             record.tenant,
+            self.features,
         )
 
     def restore(self, rows: Iterable[StageRecord]) -> Iterable[StageExpanded]:

@@ -29,7 +29,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 import orjson
 
@@ -44,6 +44,7 @@ from llmsched.model.events import (
     ExecutorLost,
     FinishJob,
     JobCancelled,
+    JobSubmitted,
     Outcome,
     StageExpanded,
     StageFailed,
@@ -54,17 +55,20 @@ from llmsched.model.job import JobStatus, StageState
 from llmsched.model.recording import Recording
 from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecord, Writes
 from llmsched.policies import make_policy
+from llmsched.profiler import Knowledge
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.attempts import Attempt, Attempts
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.engines import Engines
+from llmsched.runtime.foresight import Foresight
 from llmsched.runtime.handlers import HandlerRegistry
 from llmsched.runtime.hub import Hub
 from llmsched.runtime.inputs import check_input
+from llmsched.runtime.learner import Learner
 from llmsched.runtime.observer import Observer, Silent
 from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
-from llmsched.runtime.submission import Limits, NewJob, new_job_id, read_recording, script_of
+from llmsched.runtime.submission import Limits, NewJob, features_of, new_job_id, read_recording, script_of
 from llmsched.runtime.workers import WorkerPool
 from llmsched.scheduler import Backoff, Scheduler
 
@@ -93,6 +97,8 @@ class Service:
         clock: Clock,
         hub: Hub | None = None,
         observer: Observer | None = None,
+        foresight: Foresight | None = None,
+        learner: Learner | None = None,
         limits: Limits | None = None,
         backoff: Backoff | None = None,
         engines: Callable[[Callable[[Event], None]], Engines] | None = None,
@@ -100,7 +106,8 @@ class Service:
         seed: int = 0,
     ) -> None:
         self.policy_name = policy
-        self.scheduler = Scheduler(make_policy(policy), backoff=backoff, seed=seed)
+        self.foresight = foresight or Foresight(Knowledge(), speed=speed, observer=observer)
+        self.scheduler = Scheduler(make_policy(policy, knowledge=self.foresight.knowledge), backoff=backoff, seed=seed)
         self.engines = engines(self.post) if engines else Engines(self.post, clock, seed=seed)
         self.workers = workers
         self.handlers = handlers
@@ -119,6 +126,7 @@ class Service:
         self._store = store
         self._journal = journal
         self._observer = observer or Silent()
+        self._learner = learner
         self._number = 0
         self._submitting = 0
         #: Idempotency keys (with their tenants) that are being looked at; who comes second waits.
@@ -132,6 +140,8 @@ class Service:
             self.engines, workers, clock, self._reported, speed=speed, task_timeout=self.limits.task_timeout
         )
         self._queue: list[Event] = []
+        #: Jobs of which something new is known in this tick, and the events that shall tell what follows from it.
+        self._news: dict[str, list[EventRecord]] = {}
         self._tick_due: asyncio.Handle | None = None
         self._wakeup: asyncio.TimerHandle | None = None
         #: What the next commit takes, by job.
@@ -152,6 +162,8 @@ class Service:
             self.post(ExecutorJoined(f"workers-{pool}", pool, slots))
         if self.limits.retention is not None:
             self._chores.append(asyncio.create_task(self._forget(self.limits.retention), name="retention"))
+        if self._learner is not None:
+            self._chores.append(asyncio.create_task(self._learner.run(), name="learning"))
         self.is_ready = True
 
     async def stop(self, grace: float = 10.0) -> None:
@@ -238,7 +250,7 @@ class Service:
         """Raises InvalidInput if the job, which could once run, no longer can."""
         parsed = None if recording is None else Recording.from_json(orjson.loads(recording))
         script = script_of(record.id, application, record.input, parsed)
-        run = JobRun(record, application, script)
+        run = JobRun(record, application, script, features=features_of(record.input, parsed))
         unfolded = script.begin()
         run.unfold(unfolded, record.submitted_at)
         return run, [run.submitted(unfolded), *run.restore(rows)]
@@ -348,7 +360,7 @@ class Service:
             result=None,
             error=None,
         )
-        run = JobRun(record, application, script)
+        run = JobRun(record, application, script, features=features_of(new.input, recording))
         data = {"application": application.name, "version": application.version, "class": new.job_class.label}
         writes = Writes(
             jobs=[(record, None if recording is None else orjson.dumps(new.recording))],
@@ -440,7 +452,7 @@ class Service:
 
     def use_policy(self, name: str) -> None:
         """Orders everything by another policy from the next tick on. Raises UnknownName."""
-        self.scheduler.use_policy(make_policy(name))
+        self.scheduler.use_policy(make_policy(name, knowledge=self.foresight.knowledge))
         self.policy_name = name
         self._schedule_tick()
 
@@ -486,6 +498,8 @@ class Service:
             events.append(event)
             if isinstance(event, TaskFinished):
                 events += self._account(event, now)
+            elif isinstance(event, JobSubmitted):
+                self._news[event.job] = []
         before = self.scheduler.stats.decisions
         began = time.perf_counter()
         commands = self.scheduler.handle(Batch(now, tuple(events)))
@@ -499,6 +513,8 @@ class Service:
                 case Dispatch():
                     self._dispatch(command, now)
                     dispatched.append(command)
+                    if command.why is not None and command.why.get("explored"):
+                        self._observer.explored()
                 case CancelTask(ref):
                     self._attempts.give_up(ref)
                 case FinishJob():
@@ -508,10 +524,21 @@ class Service:
         if self.scheduler.stats.decisions > before:
             self._observer.decided(seconds)
             self._explain(now, seconds, len(events), dispatched)
+        self._foresee(now)
         self._commit()
         self._arm()
         if not self._attempts and not self._queue:
             self._idle.set()
+
+    def _foresee(self, now: float) -> None:
+        """Believes anew about jobs with news, and tells it with them."""
+        for id, told in self._news.items():
+            job = self.scheduler.view.jobs.get(id)
+            eta = None if job is None else self.foresight.look(job, now)
+            if eta is not None:
+                for event in told:
+                    cast("dict[str, Any]", event.data)["eta"] = eta.to_json()
+        self._news.clear()
 
     def _count_retry(self, event: TaskFailed) -> None:
         job = self.scheduler.view.jobs.get(event.task.job)
@@ -568,6 +595,7 @@ class Service:
                         "stage": d.task.stage,
                         "task": d.task.index,
                         "executor": d.executor,
+                        "why": d.why,
                     }
                     for d in dispatched
                 ],
@@ -586,6 +614,7 @@ class Service:
         except InvalidInput as error:
             return [StageFailed(run.record.id, name, str(error))]
         rows, notes = run.finish_stage(name, now)
+        self._news.setdefault(run.record.id, []).extend(notes)
         if (parent := run.stages[name].spec.parent) is not None:
             rows += run.close_dynamic(parent, now)
         more_rows, more_notes = run.unfold(unfolded, now)
@@ -609,6 +638,10 @@ class Service:
         writes.events.append(run.event(f"job.{outcome.value}", now, data))
         self._leaving[record.id] = run
         self._observer.job_finished(record.application, outcome.value, now - record.submitted_at)
+        completed = outcome is Outcome.COMPLETED
+        self.foresight.ended(record.id, now, completed=completed)
+        if completed and self._learner is not None:
+            self._learner.completed(record.application)
 
     # -------------------------------------------------------------------------------------------------- attempts
 

@@ -13,7 +13,7 @@ import orjson
 from llmsched.errors import InvalidRecording
 from llmsched.model.application import Application
 from llmsched.model.events import JobClass
-from llmsched.model.recording import Recording
+from llmsched.model.recording import Recording, input_features
 from llmsched.runtime.live import LiveScript
 from llmsched.runtime.script import RecordedScript, Script
 
@@ -76,6 +76,11 @@ def script_of(id: str, application: Application, input: Any, recording: Recordin
     if recording is not None:
         return RecordedScript(id, application, recording)
     return LiveScript(id, application, input)
+
+
+def features_of(input: Any, recording: Recording | None) -> Mapping[str, str | int]:
+    """What is known of a job when it is submitted (`model.recording.FEATURES`)."""
+    return input_features(input) if recording is None else recording.features
 
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 import orjson
 
 from llmsched.model.kinds import StageKind
-from llmsched.model.recording import FEATURES
+from llmsched.model.recording import FEATURES, input_features
 from llmsched.model.records import JobRecord, StageRecord
 from llmsched.store.store import Store
 
@@ -27,10 +27,15 @@ async def export(
     count = 0
     with _opened(out) as lines:
         async for job, recording, stages in store.history(application=application, since=since):
-            features = {} if recording is None else orjson.loads(recording)
-            lines.write(orjson.dumps(trace_of(job, stages, features), option=orjson.OPT_APPEND_NEWLINE))
+            line = trace_of(job, stages, features_of(job, recording))
+            lines.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             count += 1
     return count
+
+
+def features_of(job: JobRecord, recording: bytes | None) -> Mapping[str, Any]:
+    """Where what was known of a stored job at its submission is found: in its recording, or in its input."""
+    return input_features(job.input) if recording is None else orjson.loads(recording)
 
 
 def trace_of(
@@ -38,7 +43,7 @@ def trace_of(
 ) -> dict[str, Any]:
     """One completed job in the trace format: the stages that ran, with what they really cost.
 
-    features: where to find what was known at submission (`FEATURES`), if anywhere: the job's recording.
+    features: where to find what was known at submission (`FEATURES`), if anywhere: see `features_of`.
     What waited for a skipped stage waits for what that one waited for.
     """
     known = {stage.name: stage for stage in _with_placeholders(stages)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Row as SqlRow
@@ -46,6 +46,17 @@ def pack(recording: bytes) -> bytes:
 
 def unpack(body: bytes | None) -> bytes | None:
     return None if body is None else zlib.decompress(body)
+
+
+class StoredProfile(NamedTuple):
+    """What was learned of an application. number: 1, 2, … per application. body: zlib-compressed JSON."""
+
+    application: str
+    number: int
+    version: int
+    learned_at: float
+    jobs: int
+    body: bytes
 
 
 # ------------------------------------------------------------------------------------------------- to rows
@@ -165,3 +176,7 @@ def event_of(row: SqlRow[Any]) -> EventRecord:
 
 def application_of(row: SqlRow[Any]) -> ApplicationRecord:
     return ApplicationRecord(row.name, row.version, row.digest, from_json(row.definition), row.created_at)
+
+
+def profile_of(row: SqlRow[Any]) -> StoredProfile:
+    return StoredProfile(row.application, row.number, row.version, row.learned_at, row.jobs, row.body)

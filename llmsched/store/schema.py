@@ -120,6 +120,18 @@ events = Table(
     Column("data", Text, nullable=False),
 )
 
+#: What was learned of an application, newest number last.
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("application", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),  # of the application
+    Column("learned_at", Double, nullable=False),
+    Column("jobs", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # the profile's JSON, zlib-compressed
+)
+
 #: One row: the service that works with this database, or did so last.
 services = Table(
     "services",

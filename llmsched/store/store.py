@@ -51,7 +51,7 @@ from llmsched.store import rows
 from llmsched.store.location import Location
 from llmsched.store.migrate import upgrade
 from llmsched.store.reader import PostgresReader, Reader, SqliteReader
-from llmsched.store.schema import applications, events, jobs, recordings, stages
+from llmsched.store.schema import applications, events, jobs, profiles, recordings, stages
 from llmsched.store.writer import (
     POSTGRES_FAILURES,
     PostgresWriter,
@@ -62,6 +62,8 @@ from llmsched.store.writer import (
 
 #: Jobs that a stream holds in memory at a time.
 CHUNK = 100
+#: Profiles of an application that are kept.
+KEPT_PROFILES = 5
 #: The largest number a database takes; whatever clients send is cut to it.
 MAX_NUMBER = 2**63 - 1
 
@@ -86,6 +88,9 @@ _SHOW = (
     update(applications)
     .where(applications.c.name == bindparam("of"), applications.c.version == bindparam("v"))
     .values(deleted_at=null())
+)
+_OUTDATE = delete(profiles).where(
+    profiles.c.application == bindparam("of"), profiles.c.number <= bindparam("last_outdated")
 )
 #: The columns of a listing.
 _BRIEF = [c for c in jobs.c if c.name != "input"]
@@ -203,6 +208,20 @@ class Store:
         """Hides every version of an application; jobs that use one keep it. False if there was none."""
         return await self._writer.run([Statement(self._sql.hide, [(time.time(), name)])]) > 0
 
+    async def save_profile(self, application: str, version: int, learned_at: float, jobs: int, body: bytes) -> int:
+        """The number under which a profile is known from now on. The last `KEPT_PROFILES` of an application are kept.
+
+        body: zlib-compressed JSON.
+        """
+        found = await self._read(
+            select(func.max(profiles.c.number).label("last")).where(profiles.c.application == application)
+        )
+        number: int = (found[0].last or 0) + 1
+        row = (application, number, version, learned_at, jobs, body)
+        insertion = Statement(self._sql.insert(profiles, False), [row])
+        await self._writer.run([insertion, Statement(self._sql.outdate, [(application, number - KEPT_PROFILES)])])
+        return number
+
     # ----------------------------------------------------------------------------------------------- reading
 
     async def applications(self) -> list[ApplicationRecord]:
@@ -300,6 +319,20 @@ class Store:
             last |= {row.job: row.last for row in await self._read(query.group_by(events.c.job))}
         return last
 
+    async def profiles(self) -> list[rows.StoredProfile]:
+        """The newest profile of every application that has one, by name."""
+        newest = select(profiles.c.application, func.max(profiles.c.number).label("number"))
+        last = newest.group_by(profiles.c.application).subquery()
+        is_last = (profiles.c.application == last.c.application) & (profiles.c.number == last.c.number)
+        found = await self._read(select(profiles).join(last, is_last).order_by(profiles.c.application))
+        return [rows.profile_of(row) for row in found]
+
+    async def completed_since(self, application: str, moment: float, newest: int) -> int:
+        """How many of the newest completed jobs of an application completed after a moment."""
+        wanted = (jobs.c.application == application, jobs.c.status == JobStatus.COMPLETED.value)
+        query = select(jobs.c.finished_at).where(*wanted).order_by(jobs.c.number.desc()).limit(newest)
+        return sum(row.finished_at > moment for row in await self._read(query))
+
     async def unfinished(self) -> AsyncIterator[StoredJob]:
         """Every job that is neither completed, failed nor cancelled, in order of submission."""
         query = select(jobs.c.number).where(jobs.c.status.in_([s.value for s in UNFINISHED]))
@@ -308,14 +341,22 @@ class Store:
             for stored in await self._whole(jobs.c.number.in_(some)):
                 yield stored
 
-    async def history(self, *, application: str | None = None, since: float | None = None) -> AsyncIterator[StoredJob]:
-        """Completed jobs in order of submission; `since`: those that finished at that moment or later."""
+    async def history(
+        self, *, application: str | None = None, since: float | None = None, newest: int | None = None
+    ) -> AsyncIterator[StoredJob]:
+        """Completed jobs in order of submission.
+
+        since: those that finished at that moment or later. newest: of all these, so many that were submitted last.
+        """
         wanted = [jobs.c.status == JobStatus.COMPLETED.value]
         if application is not None:
             wanted.append(jobs.c.application == application)
         if since is not None:
             wanted.append(jobs.c.finished_at >= since)
         last = 0
+        if newest is not None:
+            query = select(jobs.c.number).where(*wanted).order_by(jobs.c.number.desc()).limit(newest)
+            last = min((row.number for row in await self._read(query)), default=MAX_NUMBER) - 1
         while some := await self._whole(*wanted, jobs.c.number > last):
             for stored in some:
                 yield stored
@@ -372,6 +413,7 @@ class _Sql:
         self.purge = self._compiled(_PURGE)
         self.hide = self._compiled(_HIDE)
         self.show = self._compiled(_SHOW)
+        self.outdate = self._compiled(_OUTDATE)
 
     def insert(self, table: Table, again: bool) -> str:
         if (table.name, again) not in self._inserts:

@@ -434,6 +434,16 @@ async def test_a_service_begins_with_hints_learns_and_orders_by_what_it_has_lear
         assert f'llmsched_estimate_error_ratio_count{{application="{NAME}"}}' in metrics
 
 
+async def test_history_at_another_speed_has_the_seconds_that_were_recorded(tmp_path: Path) -> None:
+    recorded = [Recording.from_json(a_recording(NAME, seed)) for seed in range(3)]
+    async with in_process_service(tmp_path, emulate=1, speed=500.0) as service:
+        for recording in recorded:
+            await service.story((await service.submit(recording=recording.to_json()))["id"])
+        application = service.context.service.applications.newest(NAME)
+        found = await fitting.recordings_of(service.context.store, application, 100)
+    assert [r.reference_seconds(GENERIC_7B) for r in found] == [r.reference_seconds(GENERIC_7B) for r in recorded]
+
+
 async def test_a_running_job_shows_its_eta(tmp_path: Path) -> None:
     folder = tmp_path / "profiles"
     recordings = [generate(NAME, Random(k)) for k in range(30)]
