@@ -38,7 +38,7 @@ _PAPER = "LLMSched (arXiv:2504.03444)"
 
 POLICIES: dict[str, PolicyInfo] = {
     DEFAULT_POLICY: PolicyInfo(
-        LlmschedPool, "least expected remaining work in the task's own pool first, by the best estimator", "ours"
+        LlmschedPool, "Gittins index of the work left in the task's own pool, at a full batch", "ours; Gittins (1979)"
     ),
     "llmsched": PolicyInfo(Llmsched, "shortest remaining first, with ε-greedy exploration", f"{_PAPER}, Algorithm 1"),
     "llmsched-literal": PolicyInfo(
@@ -51,7 +51,9 @@ POLICIES: dict[str, PolicyInfo] = {
         LlmschedWithoutBn, "Algorithm 1 with historical means in place of the network", f"{_PAPER}, section V-C"
     ),
     "llmsched-wo-uncertainty": PolicyInfo(
-        partial(Llmsched, eps=0.0), "Algorithm 1 without exploration: shortest remaining first", f"{_PAPER}, section V-C"
+        partial(Llmsched, eps=0.0),
+        "Algorithm 1 without exploration: shortest remaining first",
+        f"{_PAPER}, section V-C",
     ),
     "srpt": PolicyInfo(Srpt, "least expected remaining work in the task's own pool first, by the network", "ours"),
     "gittins": PolicyInfo(Gittins, "Gittins index of the work left in the task's own pool", "Gittins (1979)"),
@@ -83,7 +85,9 @@ def make_policy(
         raise UnknownName.of("policy", name, POLICIES, field="policy")
     info = POLICIES[name]
     if info.is_oracle and truth is None:
-        raise InvalidInput(f"policy {name!r} needs to know the future, which only `llmsched simulate` has", field="policy")
+        raise InvalidInput(
+            f"policy {name!r} needs to know the future, which only `llmsched simulate` has", field="policy"
+        )
     known = [option for option in signature(info.make).parameters if option not in ("knowledge", "truth")]
     for option in options:
         if option not in known:

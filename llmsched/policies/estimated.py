@@ -7,15 +7,19 @@ arrival.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, Literal
 
 from llmsched.errors import InvalidInput
 from llmsched.model.job import Job, Stage, TaskState
 from llmsched.model.kinds import StageKind
 from llmsched.policies.base import Change, JobLeft, KeyPolicy, TaskEnded, View
-from llmsched.profiler import Knowledge, Remaining
+from llmsched.profiler import Knowledge, Outlook, Remaining
 
 Scope = Literal["pool", "total"]
+
+#: Jobs that one decision sorts in again after a profile was learned anew: some milliseconds.
+_RESORTED = 50
 
 
 class EstimatePolicy(KeyPolicy):
@@ -31,6 +35,10 @@ class EstimatePolicy(KeyPolicy):
         self.knowledge = knowledge or Knowledge()
         self._estimator = self.knowledge.known_estimator(estimator)
         self._revision = self.knowledge.revision
+        #: What was known of an application when its jobs were last sorted.
+        self._revisions: dict[str, int] = {}
+        #: Jobs that are still sorted by what was known before.
+        self._stale: dict[str, None] = {}
         #: Answers of a named estimator: job -> (its revision, the answer).
         self._answers: dict[str, tuple[int, Remaining]] = {}
 
@@ -43,6 +51,12 @@ class EstimatePolicy(KeyPolicy):
             answer = self.knowledge.estimator(job.application, self._estimator).remaining(job)
             known = self._answers[job.id] = job.revision, answer
         return known[1]
+
+    def outlook(self, job: Job) -> Outlook:
+        """The distribution of what is left."""
+        if self._estimator is None:
+            return self.knowledge.outlook(job)
+        return self.knowledge.estimator(job.application, self._estimator).outlook(job)
 
     def on(self, change: Change, view: View) -> None:
         super().on(change, view)
@@ -59,8 +73,20 @@ class EstimatePolicy(KeyPolicy):
         if self._revision != self.knowledge.revision:
             self._revision = self.knowledge.revision
             self._answers.clear()
-            for job in view.jobs.values():
+            self._find_stale(view)
+        # A few at a time: with thousands of jobs a new profile must not stop the world.
+        for id in list(islice(self._stale, _RESORTED)):
+            del self._stale[id]
+            if job := view.jobs.get(id):
                 self.rekey(job, view)
+
+    def _find_stale(self, view: View) -> None:
+        for job in view.jobs.values():
+            name = job.application.name
+            if self._revisions.get(name, 0) != self.knowledge.revision_of(name):
+                self._stale[job.id] = None
+        for name in {job.application.name: None for job in view.jobs.values()}:
+            self._revisions[name] = self.knowledge.revision_of(name)
 
 
 class Srpt(EstimatePolicy):

@@ -18,8 +18,10 @@ from llmsched.policies.estimated import EstimatePolicy, Scope
 from llmsched.profiler import Knowledge
 from llmsched.profiler.history import Array
 
-#: Cases below this share of the probability are no reason to start a job: they are noise of a finite history.
-_LEAST = 0.01
+#: A chance of being over soon that is smaller than this is no reason to start a job: it is noise of a finite history.
+LEAST_CHANCE = 0.1
+#: Cases with less than this share of the largest weight cannot change a rank.
+_NEGLIGIBLE = 1e-4
 
 
 class Gittins(EstimatePolicy):
@@ -27,16 +29,14 @@ class Gittins(EstimatePolicy):
 
     key_name = "rank"
 
-    def __init__(
-        self, knowledge: Knowledge | None = None, estimator: str | None = None, scope: Scope = "pool"
-    ) -> None:
+    def __init__(self, knowledge: Knowledge | None = None, estimator: str | None = None, scope: Scope = "pool") -> None:
         super().__init__(knowledge, estimator)
         if scope not in ("pool", "total"):
             raise InvalidInput(f"scope is {scope!r}; it must be pool or total", field="scope")
         self._scope = scope
 
     def key(self, stage: Stage, view: View) -> float:
-        outlook = self.knowledge.estimator(stage.job.application, self._estimator).outlook(stage.job)
+        outlook = self.outlook(stage.job)
         return gittins_rank(outlook.totals(stage.pool if self._scope == "pool" else None), outlook.weights)
 
 
@@ -49,9 +49,11 @@ def gittins_rank(left: Array, weights: Array | None = None) -> float:
     9.0
     """
     weights = np.full(len(left), 1.0 / len(left)) if weights is None else weights
-    order = np.argsort(left, kind="stable")
-    x, w = left[order], weights[order]
+    counts = weights > _NEGLIGIBLE * weights.max()
+    x, w = left[counts], weights[counts]
+    order = np.argsort(x, kind="stable")
+    x, w = x[order], w[order] / w.sum()
     reached = np.cumsum(w)
     invested = np.cumsum(w * x) + (1.0 - reached).clip(0.0) * x
-    ranks = np.where(reached >= min(_LEAST, float(reached[-1])), invested / np.maximum(reached, 1e-300), np.inf)
-    return float(ranks.min())
+    first = min(int(np.searchsorted(reached, LEAST_CHANCE - 1e-9)), len(x) - 1)
+    return float((invested[first:] / reached[first:]).min())

@@ -11,9 +11,9 @@ from llmsched.model.job import Job, Stage, TaskState
 from llmsched.policies.base import Change, KeyPolicy, TaskEnded, View
 from llmsched.policies.estimated import Scope
 from llmsched.policies.pool import LlmschedPool
-from llmsched.profiler import Knowledge, Truth
+from llmsched.profiler import Knowledge, Outlook, Truth
 from llmsched.profiler.ceiling import Ceiling
-from llmsched.profiler.estimator import Estimator, Remaining
+from llmsched.profiler.estimator import Estimator
 from llmsched.profiler.kernel import HistoryEstimator
 
 
@@ -52,12 +52,12 @@ class OracleReady(LlmschedPool):
         self._truth = truth
         self._ceilings: dict[tuple[str, int], Ceiling] = {}
 
-    def remaining(self, job: Job) -> Remaining:
-        """Expected work that is left, by pool."""
+    def outlook(self, job: Job) -> Outlook:
+        """The distribution of what is left, as far as it cannot be known."""
         estimator = self.knowledge.estimator(job.application, "history")
         if not isinstance(estimator, HistoryEstimator):
-            return super().remaining(job)
+            return super().outlook(job)
         key = (job.application.name, self.knowledge.revision)
         if key not in self._ceilings:
             self._ceilings[key] = Ceiling(estimator, self._truth)
-        return self._ceilings[key].remaining(job)
+        return self._ceilings[key].outlook(job)

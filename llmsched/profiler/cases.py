@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from llmsched.model.job import Job, TaskState
 from llmsched.model.kinds import StageKind
-from llmsched.profiler.estimator import Outlook, Remaining, Running, Work
+from llmsched.profiler.estimator import Outlook, Remaining, Running
 from llmsched.profiler.evidence import OPEN, UNKNOWN, Evidence
 from llmsched.profiler.history import OUTPUT, PROMPT, SECONDS, TASKS, Array, Curves, History
 
@@ -144,9 +144,7 @@ class CasesEstimator(ABC):
         """(m,) weights of the course's rows, summing to 1."""
 
     def remaining(self, job: Job, running: Running | None = None) -> Remaining:
-        outlook = self.outlook(job, running)
-        fixed, decode = outlook.weights @ outlook.fixed, outlook.weights @ outlook.decode
-        return {pool: Work(float(fixed[p]), float(decode[p])) for p, pool in enumerate(outlook.pools)}
+        return self.outlook(job, running).means()
 
     def outlook(self, job: Job, running: Running | None = None) -> Outlook:
         return self.outlook_given(Evidence.of(self.tables.layout, job), job, running)

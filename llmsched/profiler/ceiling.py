@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llmsched.model.job import Job, Stage, StageState
 from llmsched.model.kinds import StageKind
-from llmsched.profiler.estimator import Remaining, Work
+from llmsched.profiler.estimator import Outlook, Work
 from llmsched.profiler.evidence import OPEN, OVER, Evidence
 from llmsched.profiler.history import Curves
 from llmsched.profiler.kernel import HistoryEstimator
@@ -23,8 +23,8 @@ class Ceiling:
         self._truth = truth
         self._curves: Curves = estimator.tables.curves
 
-    def remaining(self, job: Job) -> Remaining:
-        """Expected work that is left, by pool."""
+    def outlook(self, job: Job) -> Outlook:
+        """What may be left: certain where a stage is ready, believed elsewhere."""
         tables = self._estimator.tables
         recorded = self._truth.recorded(job)
         evidence = Evidence.of(tables.layout, job)
@@ -39,17 +39,15 @@ class Ceiling:
                     float(sum(t.output_tokens for t in tasks)),
                     sum(t.duration for t in tasks),
                 ]
-        outlook = self._estimator.outlook_given(evidence._replace(pattern=tuple(pattern)), job)
-        left = {
-            pool: Work(float(outlook.weights @ outlook.fixed[:, p]), float(outlook.weights @ outlook.decode[:, p]))
-            for p, pool in enumerate(outlook.pools)
-        }
+        believed = self._estimator.outlook_given(evidence._replace(pattern=tuple(pattern)), job)
+        fixed, decode = believed.fixed.copy(), believed.decode.copy()
         for stage in job.stages.values():
-            if stage.state is StageState.READY and stage.kind is not StageKind.DYNAMIC:
+            if stage.state is StageState.READY and stage.kind is not StageKind.DYNAMIC and stage.pool in tables.pools:
                 true, guess = self._truth.of_stage(job, recorded[stage.name]), self._priced(stage)
-                fixed, decode = left.get(stage.pool, Work())
-                left[stage.pool] = Work(fixed + true.fixed - guess.fixed, decode + true.decode - guess.decode)
-        return left
+                pool = tables.pools.index(stage.pool)
+                fixed[:, pool] = (fixed[:, pool] + true.fixed - guess.fixed).clip(0.0)
+                decode[:, pool] = (decode[:, pool] + true.decode - guess.decode).clip(0.0)
+        return Outlook(believed.pools, believed.weights, fixed, decode)
 
     def _priced(self, stage: Stage) -> Work:
         """What the outlook already counts for a ready stage: nothing, but for stages of plans their price."""

@@ -47,13 +47,19 @@ class Outlook:
     fixed: Array
     decode: Array
 
-    def totals(self, pool: str | None = None) -> Array:
-        """(m,) seconds left in a pool, or in all of them."""
-        if pool is not None and pool not in self.pools:
+    def totals(self, pool: str | None = None, factor: float = 1.0) -> Array:
+        """(m,) seconds left in a pool, or in all of them, with `factor` = l(b) / l(1) of the batch (LLMSched, Eq. 2)."""
+        if pool is None:
+            return np.asarray((self.fixed + factor * self.decode).sum(axis=1))
+        if pool not in self.pools:
             return np.zeros(len(self.weights))
-        k = slice(None) if pool is None else [self.pools.index(pool)]
-        left: Array = (self.fixed[:, k] + self.decode[:, k]).sum(axis=1)
-        return left
+        k = self.pools.index(pool)
+        return np.asarray(self.fixed[:, k] + factor * self.decode[:, k])
+
+    def means(self) -> Remaining:
+        """Expected work by pool."""
+        fixed, decode = self.weights @ self.fixed, self.weights @ self.decode
+        return {pool: Work(float(fixed[p]), float(decode[p])) for p, pool in enumerate(self.pools)}
 
     def quantiles(self, *levels: float, pool: str | None = None) -> tuple[float, ...]:
         """Seconds that are left with at most these probabilities."""

@@ -15,7 +15,7 @@ from llmsched.model.job import Job
 from llmsched.model.kinds import StageKind
 from llmsched.model.spec import DEFAULT_POOLS
 from llmsched.profiler.bayesnet import BayesEstimator
-from llmsched.profiler.cases import MeanEstimator, Tables
+from llmsched.profiler.cases import CasesEstimator, MeanEstimator, Tables
 from llmsched.profiler.declared import DeclaredEstimator
 from llmsched.profiler.estimator import Estimator, Outlook, Remaining, Running
 from llmsched.profiler.history import Curves
@@ -29,6 +29,9 @@ ESTIMATORS: Mapping[str, str] = {
     "mean": "the historical mean of each stage that is left",
 }
 
+#: Outlooks that are kept.
+_OUTLOOKS = 16
+
 #: What serves an application that has no profile.
 DECLARED = "declared"
 
@@ -40,18 +43,25 @@ class Knowledge:
         self.curves = curves or Curves()
         #: Grows with everything that changes what is answered.
         self.revision = 0
+        self._revisions: dict[str, int] = {}
         self._profiles: dict[str, Profile] = {}
         self._overrides: dict[str, str] = {}
         self._tables: dict[str, Tables] = {}
         self._made: dict[tuple[str, int, str], Estimator] = {}
-        #: Job -> (its revision, ours, the answer).
+        #: Job -> (its revision, that of its application, the answer).
         self._answers: dict[str, tuple[int, int, Remaining]] = {}
+        #: The same of the last few outlooks: whoever asks next asks about the same job, and each may hold 100 kB.
+        self._outlooks: dict[str, tuple[int, int, Outlook]] = {}
         for profile in profiles:
             self.put(profile)
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
         return self._profiles
+
+    def revision_of(self, application: str) -> int:
+        """Grows with everything that changes what is answered about jobs of this application."""
+        return self._revisions.get(application, 0)
 
     def put(self, profile: Profile) -> None:
         """From now on jobs of its application are estimated by this profile."""
@@ -103,11 +113,16 @@ class Knowledge:
 
     def remaining(self, job: Job) -> Remaining:
         """Expected work that is left of a job; what running tasks have had counts as still to do."""
+        at = job.revision, self.revision_of(job.application.name)
         known = self._answers.get(job.id)
-        if known is not None and known[0] == job.revision and known[1] == self.revision:
+        if known is not None and known[:2] == at:
             return known[2]
-        answer = self.estimator(job.application).remaining(job)
-        self._answers[job.id] = job.revision, self.revision, answer
+        estimator = self.estimator(job.application)
+        if isinstance(estimator, CasesEstimator):
+            answer = self.outlook(job).means()
+        else:
+            answer = estimator.remaining(job)
+        self._answers[job.id] = *at, answer
         return answer
 
     def mean_remaining(self, job: Job) -> Remaining:
@@ -116,7 +131,15 @@ class Knowledge:
 
     def outlook(self, job: Job, running: Running | None = None) -> Outlook:
         """The distribution of what is left of a job."""
-        return self.estimator(job.application).outlook(job, running)
+        if running:
+            return self.estimator(job.application).outlook(job, running)
+        at = job.revision, self.revision_of(job.application.name)
+        known = self._outlooks.get(job.id)
+        if known is None or known[:2] != at:
+            if len(self._outlooks) >= _OUTLOOKS:
+                self._outlooks.pop(next(iter(self._outlooks)))
+            known = self._outlooks[job.id] = *at, self.estimator(job.application).outlook(job)
+        return known[2]
 
     def mean_work(self, application: Application) -> float:
         """Mean reference work of a whole job in seconds, all pools; as declared where nothing is learned."""
@@ -137,9 +160,11 @@ class Knowledge:
     def forget(self, job_id: str) -> None:
         """The job is over."""
         self._answers.pop(job_id, None)
+        self._outlooks.pop(job_id, None)
 
     def _changed(self, application: str) -> None:
         self.revision += 1
+        self._revisions[application] = self.revision_of(application) + 1
         self._tables.pop(application, None)
         for key in [key for key in self._made if key[0] == application]:
             del self._made[key]

@@ -294,8 +294,8 @@ def test_the_ceiling_knows_ready_stages_and_believes_of_the_rest() -> None:
     estimator = HistoryEstimator(tables(REPAIR, repairs(200)))
     ceiling = Ceiling(estimator, Truth({"x": recording}, CURVES))
 
-    first = ceiling.remaining(job_at(REPAIR, recording, 0))["llm"].total
-    last = ceiling.remaining(job_at(REPAIR, recording, 2))["llm"].total
+    first = ceiling.outlook(job_at(REPAIR, recording, 0)).means()["llm"].total
+    last = ceiling.outlook(job_at(REPAIR, recording, 2)).means()["llm"].total
 
     assert first > 9.0  # the draft is 9 s, what follows is believed
     assert last == pytest.approx(0.5, abs=1e-3)
