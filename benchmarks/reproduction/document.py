@@ -1,7 +1,8 @@
 """What every experiment's script takes, and where it writes: JSON, pictures, and its own section of the page.
 
 Without `--out` these are benchmarks/results/, docs/images/ and docs/reproduction.md; with it everything goes into that
-folder. A section stands between the comments `<!-- NAME -->` and `<!-- /NAME -->`; the rest of the page is written by hand.
+folder. A section stands between the comments `<!-- NAME -->` and `<!-- /NAME -->`; the rest of the page is written by
+hand.
 """
 
 from __future__ import annotations
@@ -44,11 +45,8 @@ class Places:
         page = self.page.read_text() if self.page.exists() else "# Reproduction\n"
         section = f"<!-- {name} -->\n{text.strip()}\n<!-- /{name} -->"
         pattern = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.DOTALL)
-        if pattern.search(page):
-            page = pattern.sub(lambda _: section, page)
-        else:
-            page = f"{page.rstrip()}\n\n{section}\n"
-        self.page.write_text(page)
+        is_there = pattern.search(page) is not None
+        self.page.write_text(pattern.sub(lambda _: section, page) if is_there else f"{page.rstrip()}\n\n{section}\n")
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class Options:
     seeds: int | None
     load: float
     fresh: bool
+    again: tuple[str, ...]
     parallel: int | None
 
     def seeded(self, own: int) -> int:
@@ -75,13 +74,15 @@ def options(doc: str | None, argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--load", type=float, default=0.85, help="offered load of the LLM pool (default 0.85)")
     parser.add_argument("--out", type=Path, help="folder for everything; by default the project's own places")
     parser.add_argument("--fresh", action="store_true", help="run again what the results hold already")
+    parser.add_argument("--again", default="", help="run these policies again, a comma list: their code has changed")
     parser.add_argument("--parallel", type=int, help="processes")
     given = parser.parse_args(argv)
     if given.seeds is not None and given.seeds < 1:
         parser.error(f"--seeds is {given.seeds}; it must be 1 or more")
     if given.traces is not None and not given.traces.is_dir():
         parser.error(f"{given.traces} is not a folder of traces")
-    return Options(Places.of(given.out), given.traces, given.seeds, given.load, given.fresh, given.parallel)
+    again = tuple(policy for policy in given.again.split(",") if policy)
+    return Options(Places.of(given.out), given.traces, given.seeds, given.load, given.fresh, again, given.parallel)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

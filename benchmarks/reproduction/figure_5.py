@@ -83,7 +83,7 @@ def draw(found: dict[str, Any], given: Options) -> None:
         3.2 * most + 0.9,
         7.4,
         "Figure 5: correlation of stage durations",
-        "a stage that did not run counts as 0 s; grey: a stage that always takes the same; framed: the pair the paper quotes",
+        "a stage that did not run counts as 0 s; grey: it always takes the same; framed: the pair the paper quotes",
     )
     colours = colormaps["RdBu_r"].with_extremes(bad="#d9d9d9")
     panels = figure.subplots(2, most, squeeze=False)
@@ -110,7 +110,9 @@ def draw(found: dict[str, Any], given: Options) -> None:
         for axes in row[len(names) :]:
             axes.set_visible(False)
     assert shown is not None
-    figure.colorbar(shown, ax=panels[:, -1] if len(rows[CODE]) == most else panels[0, -1], shrink=0.8, label="Pearson's r")
+    figure.colorbar(
+        shown, ax=panels[:, -1] if len(rows[CODE]) == most else panels[0, -1], shrink=0.8, label="Pearson's r"
+    )
     pictures.save(figure, given.places.image(NAME))
 
 
@@ -122,7 +124,9 @@ def _shown(by_group: dict[str, Any]) -> list[str]:
 
 
 def _brief(group: str) -> str:
-    return group.replace("public traces, len32 sort x10 merge x10 (l405)", "public traces, lists of 32 (one configuration)")
+    return group.replace(
+        "public traces, len32 sort x10 merge x10 (l405)", "public traces, lists of 32 (one configuration)"
+    )
 
 
 def section(found: dict[str, Any], given: Options) -> str:
@@ -149,10 +153,11 @@ Intervals are bootstrap 95 % over jobs.
 
 {table(["", "jobs", "r", "95 % interval"], rows)}
 
-Deviations. The traced sorting jobs with lists of 16 to 64 numbers are derived from the lists, so their stages all follow the length
-and correlate by construction; in the logged runs every list has 32 numbers, the split always writes the same number of tokens, and
-the coefficient does not exist. The paper's 0.7 can thus be neither confirmed nor refuted by public runs; the paper-like generator was
-made to have it. Code generation is real, and its correlation is real: later stages run, or do not run, together.
+Deviations. The traced sorting jobs with lists of 16 to 64 numbers are derived from the lists, so all their stages
+follow the length and correlate by construction; in the logged runs every list has 32 numbers, the split always writes
+equally many tokens, and the coefficient does not exist. Public runs can thus neither confirm nor refute the paper's
+0.7; the paper-like generator was made to have it. Across configurations the coefficient tells only which one a job was.
+Code generation is real, and so is its correlation: later stages run, or do not run, together.
 """
 
 

@@ -46,7 +46,10 @@ def seconds(jobs: Jobs) -> NDArray[np.float64]:
 def stages(jobs: Jobs, *, generated: bool = False) -> NDArray[np.int64]:
     """(jobs,) stages of each; generated: only those of its plan. The placeholder of a plan is no stage."""
     return np.array(
-        [sum(s.kind is not StageKind.DYNAMIC and (s.parent is not None or not generated) for s in j.stages) for j in jobs]
+        [
+            sum(s.kind is not StageKind.DYNAMIC and (s.parent is not None or not generated) for s in j.stages)
+            for j in jobs
+        ]
     )
 
 

@@ -13,19 +13,21 @@ are spread over processes, and what a results file of an earlier call holds is n
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from math import ceil
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
+from document import Options
 
 from llmsched.catalogue import installed_applications
 from llmsched.model.latency import GENERIC_7B
@@ -53,6 +55,10 @@ LOAD = 0.85
 JOBS = 300
 WORKLOADS = ("mixed", "predefined", "chain", "planning")
 
+#: Results files of this process.
+_WRITTEN: set[Path] = set()
+#: Seconds between two savings of what is done so far.
+SAVE_EVERY_S = 10.0
 #: What one run is remembered by.
 COLUMNS = ("mean_jct", "p95_jct", "decision_ms", "llm_busy", "cpu_busy")
 
@@ -114,13 +120,11 @@ class Found:
     def to_json(self) -> dict[str, Any]:
         own = {k: v for k, v in asdict(self.cell).items() if k not in ("policies", "seeds")}
         runs: dict[str, list[list[float]]] = {}
-        for (policy, _), row in sorted(self.runs.items(), key=lambda item: (*_at(self.cell, item[0]), item[0])):
-            runs.setdefault(policy, []).append([round(x, 4) for x in row])
+        for policy in self.cell.policies:
+            rows = runs.setdefault(policy, [])
+            while (row := self.runs.get((policy, len(rows)))) is not None:  # what is not done yet leaves no gap
+                rows.append([round(x, 4) for x in row])
         return own | {"machines": self.machines, "runs": runs}
-
-
-def _at(cell: Cell, key: tuple[str, int]) -> tuple[int, int]:
-    return cell.policies.index(key[0]), key[1]
 
 
 # ------------------------------------------------------------------------------------------------ jobs and machines
@@ -176,23 +180,19 @@ def described(sizing: Sizing) -> dict[str, Any]:
 
 def simulate(
     cells: Sequence[Cell],
-    results: Path,
     experiment: str,
-    *,
-    traces: Path | None = None,
-    fresh: bool = False,
-    parallel: int | None = None,
+    given: Options,
 ) -> list[Found]:
-    """Every run of these cells; `<experiment>.json` in `results` holds them afterwards, and now and then meanwhile.
+    """Every run of these cells; `reproduction-<experiment>.json` holds them afterwards, and now and then meanwhile.
 
-    fresh: run again what that file or that of another experiment holds. Sources without their traces are an error.
+    What that file or that of another experiment holds is taken from there, unless all is to be fresh or a policy is to
+    run again; then from files that were written since this process began.
     """
-    known = {} if fresh else kept(results)
-    if fresh and (old := results / f"{experiment}.json").exists():
-        old.unlink()
+    path = given.places.results / f"reproduction-{experiment}.json"
+    known = kept(given)
     founds, todo = [], []
     for cell in cells:
-        workload = source_of(cell.source, cell.workload, traces).workload
+        workload = source_of(cell.source, cell.workload, given.traces).workload
         sizing = machines_of(cell, Work.of(workload, installed_applications(), CURVE))
         found = Found(cell, described(sizing))
         founds.append(found)
@@ -204,18 +204,24 @@ def simulate(
                 else:
                     todo.append((len(founds) - 1, sizing, policy, seed))
     if todo:
-        _simulate(founds, todo, results / f"{experiment}.json", traces, parallel)
-    save(founds, results / f"{experiment}.json")
+        _simulate(founds, todo, path, given)
+    save(founds, path)
     return founds
 
 
-def kept(results: Path) -> dict[tuple[Cell, str, int], list[float]]:
-    """The runs that the results files in a folder hold."""
+def kept(given: Options) -> dict[tuple[Cell, str, int], list[float]]:
+    """The runs that the results files hold, but for those to do again; what this process wrote is never done again."""
     known: dict[tuple[Cell, str, int], list[float]] = {}
-    for path in sorted(results.glob("reproduction-*.json")):
+    paths = sorted(given.places.results.glob("reproduction-*.json"), key=lambda path: path in _WRITTEN)
+    for path in paths:
+        is_old = path not in _WRITTEN
+        if is_old and given.fresh:
+            continue
         for one in json.loads(path.read_text()).get("cells", ()):
             own = {k: v for k, v in one.items() if k not in ("machines", "runs")}
             for policy, rows in one["runs"].items():
+                if is_old and policy.partition(":")[0] in given.again:
+                    continue
                 known |= {(Cell(**own), policy, seed): row for seed, row in enumerate(rows)}
     return known
 
@@ -227,6 +233,7 @@ def save(founds: Iterable[Found], path: Path) -> None:
         own = found.to_json()
         runs = ",\n".join(f"   {json.dumps(p)}: {json.dumps(rows)}" for p, rows in own.pop("runs").items())
         cells.append(f'  {json.dumps(own)[:-1]}, "runs": {{\n{runs}}}}}')
+    _WRITTEN.add(path)
     head = f' "columns": {json.dumps(COLUMNS)},\n "cells": [\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{\n" + head + ",\n".join(cells) + "\n ]\n}\n")
@@ -236,11 +243,10 @@ def _simulate(
     founds: Sequence[Found],
     todo: Sequence[tuple[int, Sizing, str, int]],
     path: Path,
-    traces: Path | None,
-    parallel: int | None,
+    given: Options,
 ) -> None:
     needed = dict.fromkeys((founds[k].cell.source, founds[k].cell.workload) for k, *_ in todo)
-    sources = {(name, workload): source_of(name, workload, traces) for name, workload in needed}
+    sources = {(name, workload): source_of(name, workload, given.traces) for name, workload in needed}
     began = time.monotonic()
     knowledge = {}
     for name in dict.fromkeys(name for name, _ in needed):
@@ -248,9 +254,12 @@ def _simulate(
         knowledge[name] = learn(training, installed_applications(), CURVE)
     print(f"  {len(todo)} runs to do; learned in {time.monotonic() - began:.0f} s", flush=True)
     workloads = {key: source.workload for key, source in sources.items()}
-    processes = min(parallel or os.cpu_count() or 1, len(todo))
+    processes = min(given.parallel or os.cpu_count() or 1, len(todo))
     left = [sum(k == at for k, *_ in todo) for at in range(len(founds))]
-    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (workloads, knowledge)) as pool:
+    saved = began
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _begin, (workloads, knowledge))
+    try:
         futures = {
             pool.submit(_run, founds[k].cell, sizing, policy, seed): (k, policy, seed)
             for k, sizing, policy, seed in todo
@@ -261,7 +270,11 @@ def _simulate(
             left[k] -= 1
             if not left[k]:
                 print(f"  {time.monotonic() - began:5.0f} s  {founds[k].cell}", flush=True)
-                save([found for at, found in enumerate(founds) if not left[at] and found.runs], path)
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                save(founds, path)
+                saved = time.monotonic()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Process:
@@ -273,6 +286,15 @@ class _Process:
 
 def _begin(workloads: Mapping[tuple[str, str], Workload], knowledge: Mapping[str, Knowledge]) -> None:
     _Process.workloads, _Process.knowledge = workloads, knowledge
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell us to stop."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(cell: Cell, sizing: Sizing, policy: str, seed: int) -> list[float]:

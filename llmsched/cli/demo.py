@@ -1,4 +1,4 @@
-"""`llmsched demo`: a service with emulated engines, the same jobs over REST under two policies, a table, a picture."""
+"""`llmsched demo`: a service with emulated engines, the same jobs over REST under some policies, a table, a picture."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ import orjson
 import typer
 
 from llmsched import report
+from llmsched.catalogue import installed_applications
 from llmsched.cli.client import job_table
 from llmsched.cli.console import note, out
 from llmsched.cli.replay import compare
 from llmsched.errors import BackendError
 from llmsched.model.latency import GENERIC_7B
-from llmsched.policies import make_policy
+from llmsched.policies import DEFAULT_POLICY, make_policy
+from llmsched.profiler import fit
 from llmsched.replay import ReplayRun, to_json
 from llmsched.runtime.api import Api
+from llmsched.runtime.profiles import write_profile
 from llmsched.runtime.supervise import TETHER
 from llmsched.workloads import Arrival, Workload
 
+#: Jobs of an application that are learned from, and the seed that makes them other than any that run.
+_LEARNED, _OTHER_JOBS = 200, -1
 #: Seconds the service has to start, on a busy machine and with cold caches.
 _START = 60.0
 
@@ -36,23 +41,24 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 80,
-    workload: Annotated[str, typer.Option(help="Which applications; see llmsched replay.")] = "mixed",
-    policy: Annotated[str, typer.Option(help="Policies to compare, a comma list.")] = "fcfs,sjf",
+    jobs: Annotated[int, typer.Option(min=2, help="Jobs per policy.")] = 120,
+    workload: Annotated[str, typer.Option(help="Which applications; see llmsched replay.")] = "mixed-nodoc",
+    policy: Annotated[str, typer.Option(help="Policies to compare, a comma list.")] = f"fcfs,sjf,{DEFAULT_POLICY}",
     load: Annotated[
         float, typer.Option(min=0.01, max=100, help="LLM work that arrives, over what the engines can do meanwhile.")
     ] = 1.2,
     engines: Annotated[int, typer.Option(min=1, help="Emulated engines.")] = 2,
-    max_batch: Annotated[int, typer.Option(min=1, help="Slots of each.")] = 16,
+    max_batch: Annotated[int, typer.Option(min=1, help="Slots of each.")] = 4,
     workers: Annotated[int, typer.Option(min=1, help="Slots for regular tasks.")] = 4,
     speed: Annotated[float, typer.Option(min=0.1, max=1000, help="Emulated seconds per second.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Decides jobs and arrival times.")] = 0,
     folder: Annotated[Path, typer.Option("--out", help="Where the picture and the numbers go.")] = Path("demo-output"),
 ) -> None:
-    """Compare two policies on this machine: no GPU, no traces, nothing to set up.
+    """Compare policies on this machine: no GPU, no traces, nothing to set up.
 
-    Starts a service with emulated engines, sends it the same generated jobs over REST under each policy, and shows
-    what came of it. The engines answer like a 7B model on one GPU, only faster: times are emulated seconds.
+    Learns what jobs of each application are like from generated ones, starts a service with emulated engines, sends it
+    the same other jobs over REST under each policy, and shows what came of it. The engines answer like a 7B model on
+    one GPU, only faster: times are emulated seconds.
     """
     names = [name.strip() for name in policy.split(",")]
     for name in names:
@@ -63,8 +69,11 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     what = f"{jobs} jobs of '{workload}' on {engines} emulated engines of {max_batch} slots, offered load {load:g}"
     note(f"{what}; {speed:g} emulated seconds pass per second")
-    options = {"emulate": engines, "max-batch": max_batch, "speed": speed, "workers": workers}
-    runs, example = asyncio.run(_run(options, planned, names, speed, seed))
+    options: dict[str, Any] = {"emulate": engines, "max-batch": max_batch, "speed": speed, "workers": workers}
+    with tempfile.TemporaryDirectory(prefix="llmsched-demo-") as profiles:
+        _learn(source.applications, Path(profiles))
+        options["profiles"] = profiles
+        runs, example = asyncio.run(_run(options, planned, names, speed, seed))
     settings = {
         "workload": workload,
         "policies": names,
@@ -87,6 +96,15 @@ def demo(
     out.print()
     out.print(report.table(document))
     note(f"\npicture: {picture}\nnumbers: {numbers}")
+
+
+def _learn(applications: Sequence[str], folder: Path) -> None:
+    """Writes profiles of generated jobs, other than those that run."""
+    known = installed_applications()
+    for name in applications:
+        jobs = [a.recording for a in Workload.load(name).arrivals(_LEARNED, 1.0, _OTHER_JOBS)]
+        write_profile(folder, fit(known[name], jobs))
+    note(f"learned from {_LEARNED} other jobs of each application")
 
 
 def offered_load(planned: Sequence[Arrival], engines: int, max_batch: int) -> float:
@@ -125,6 +143,7 @@ async def _service(options: dict[str, Any]) -> AsyncIterator[tuple[str, asyncio.
     for option, value in options.items():
         serve += [f"--{option}", str(value)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMSCHED_")}
+    environment["LLMSCHED_LEARN"] = "false"  # every policy shall know the same
     with tempfile.TemporaryDirectory(prefix="llmsched-demo-") as folder:
         leash, ours = os.pipe()
         process = await asyncio.create_subprocess_exec(

@@ -134,7 +134,11 @@ class Backlog:
             case "critical_path":
                 each = seconds[:, 0].tolist()
                 slots = {pool: _slots(engines, pool) for pool in self._pools}
-                estimates = np.array([_longest_path(seen, each, slots) for seen in self.jobs.values()])
+                paths = (
+                    _longest_path(seen, each, slots) if seen.sight.is_apart else total
+                    for seen, total in zip(self.jobs.values(), sums[:, 0].tolist(), strict=True)
+                )
+                estimates = np.fromiter(paths, np.float64, len(starts))
         return Amounts(places, estimates.tolist(), sums[:, 1], sums[:, 2])
 
     # ------------------------------------------------------------------------------------------ batches, progress
@@ -249,7 +253,7 @@ def _slots(engines: Mapping[str, Sequence[Executor]], pool: str) -> int:
 
 
 def _longest_path(seen: Seen, each: Sequence[float], slots: Mapping[str, int]) -> float:
-    """Seconds of the longest path through what is left of a job (A33).
+    """Seconds of the longest path through what is left of a job, whose stages are known one by one (A33).
 
     each: seconds of all parts. A stage of n tasks takes ceil(n / slots) rounds of a mean task; a plan that is not known
     yet takes all its work, one after the other.

@@ -12,14 +12,13 @@ Source: LLMSched (arXiv:2504.03444), section IV, Algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import blake2b
 from inspect import Signature
 from random import Random
 from typing import Any, ClassVar
 
 from llmsched.errors import InvalidInput
 from llmsched.model.application import Application
-from llmsched.model.job import Job, Stage
+from llmsched.model.job import Job
 from llmsched.policies.algorithm1 import Entry, Merge, components
 from llmsched.policies.backlog import Backlog
 from llmsched.policies.base import Change, JobArrived, JobChanged, JobLeft, Pick, TaskEnded, TaskStarted, View
@@ -83,13 +82,13 @@ class Llmsched:
         amounts = self._backlog.amounts(view)
         places, estimates = amounts.places, amounts.estimates
         groups = components(amounts.lo, amounts.hi, is_closed=self.options.ends == "closed")
-        ready = [stage for stages in view.ready.values() for stage in stages.values()]
         keyed = []
-        for stage in ready:
-            job = stage.job
-            place = places[job.id]
-            keyed.append((estimates[place], job.arrived_at, job.number, stage.order, place, stage))
-        keyed.sort(key=_first_four)
+        for stages in view.ready.values():
+            for stage in stages.values():
+                job = stage.job
+                place = places[job.id]
+                keyed.append((estimates[place], job.arrived_at, job.number, stage.order, place, stage))
+        keyed.sort()  # no two have the same order and place
         st = [Entry(stage, estimate, groups[place]) for estimate, _, _, _, place, stage in keyed]
         self._merge = merge = Merge(st, self.options, self._weigh, self.draw)
         self._extend(merge, view)
@@ -97,11 +96,8 @@ class Llmsched:
     def picks(self, pool: str, view: View) -> Iterator[Pick]:
         return iter(()) if self._merge is None else self._merge.picks(pool)
 
-    def draw(self, stage: Stage) -> float:
-        """p of one turn, 0 <= p < 1: the next random number of this decision, or the stage's own (A28)."""
-        if self.options.draw == "sticky":
-            text = f"{self.options.seed}|{stage.job.id}|{stage.name}"
-            return (int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 11) / 2.0**53
+    def draw(self) -> float:
+        """p of the next turn: uniform, 0 <= p < 1."""
         if self._random is None:
             # A stream per decision: what one decision draws does not depend on how far another one was asked.
             self._random = Random(f"{self.options.seed}|{self._decisions}")
@@ -117,9 +113,9 @@ class Llmsched:
         for executor in view.executors.values():
             free[executor.pool] = free.get(executor.pool, 0) + executor.free
         for pool, slots in free.items():
-            while slots and view.ready.get(pool) and len(merge.out.get(pool, ())) < slots:
-                if not merge.extend():
-                    return
+            wanted = min(slots, sum(len(stage.ready) for stage in view.ready_stages(pool))) if slots else 0
+            while len(merge.out.get(pool, ())) < wanted:
+                merge.extend()
 
     def _look(self, view: View) -> None:
         """Sees what has changed since the last decision: jobs, or everything if the profiles have (A37)."""
@@ -182,7 +178,3 @@ class LlmschedWithoutBn(Llmsched):
 
     def _see_with(self, application: Application, estimator: BayesEstimator) -> Seer:
         return Averages(application, estimator, self.options, constant=self._constant)
-
-
-def _first_four(keyed: tuple[Any, ...]) -> tuple[Any, ...]:
-    return keyed[:4]

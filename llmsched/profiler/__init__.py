@@ -11,9 +11,9 @@ recordings ──fit──▶ Profile ──Knowledge──▶ Estimator: job so
 """
 
 from llmsched.profiler.estimator import Estimator, Outlook, Remaining, Work
-from llmsched.profiler.learn import MAX_JOBS, MIN_JOBS, fit
 from llmsched.profiler.history import Curves, History
 from llmsched.profiler.knowledge import DECLARED, ESTIMATORS, Knowledge
+from llmsched.profiler.learn import MAX_JOBS, MIN_JOBS, fit
 from llmsched.profiler.profile import Profile
 from llmsched.profiler.truth import Truth
 

@@ -53,7 +53,7 @@ class Averages(Uncertainty):
             if stage.done_tasks < len(stage.tasks):
                 rows[stage.name], tasks[stage.name] = 0, len(stage.tasks) - stage.done_tasks
         floor = FLOOR * self._means[left].sum(axis=0)
-        return Sight(job.revision, self.tables.pools, whole[None], rows, tasks, floor, evidence.pattern)
+        return Sight(job.revision, self.tables.pools, whole[None], rows, tasks, floor=floor, pattern=evidence.pattern)
 
     def is_outlived(self, job: Job, sight: Sight, had: Mapping[str, float]) -> bool:
         return False

@@ -48,7 +48,7 @@ class Outlook:
     decode: Array
 
     def totals(self, pool: str | None = None, factor: float = 1.0) -> Array:
-        """(m,) seconds left in a pool, or in all of them, with `factor` = l(b) / l(1) of the batch (LLMSched, Eq. 2)."""
+        """(m,) seconds left in a pool, or in all of them, with `factor` = l(b) / l(1) (LLMSched, Eq. 2)."""
         if pool is None:
             return np.asarray((self.fixed + factor * self.decode).sum(axis=1))
         if pool not in self.pools:

@@ -186,7 +186,10 @@ class History:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], application: Application) -> History:
-        """Reads what `to_json` wrote. Raises ProfileError if the application's columns are others now."""
+        """Reads what `to_json` wrote.
+
+        Raises ProfileError if the application's columns are others now, or a cost is impossible.
+        """
         layout = Layout.of(application)
         columns = tuple(Column(*c) for c in document["columns"])
         if columns != layout.columns:
@@ -200,6 +203,9 @@ class History:
         for i, job in enumerate(jobs):
             for k, *cost, square in job["costs"]:
                 costs[i, k], squares[i, k] = cost, square
+        for array in (costs, squares):
+            if not (np.isfinite(array).all() and (array >= 0).all()):
+                raise ProfileError(f"the profile of {application.name!r} has costs that are no numbers; fit it again")
         numbers = [[np.nan if x is None else x for x in job["numbers"]] for job in jobs]
         return cls(
             layout,

@@ -118,10 +118,8 @@ class Knowledge:
         if known is not None and known[:2] == at:
             return known[2]
         estimator = self.estimator(job.application)
-        if isinstance(estimator, CasesEstimator):
-            answer = self.outlook(job).means()
-        else:
-            answer = estimator.remaining(job)
+        is_cases = isinstance(estimator, CasesEstimator)  # whose outlook is kept, and has the same means
+        answer = self.outlook(job).means() if is_cases else estimator.remaining(job)
         self._answers[job.id] = *at, answer
         return answer
 

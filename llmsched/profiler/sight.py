@@ -44,7 +44,8 @@ class Sight:
 
     revision: of the job. pools: of the columns. parts: (n, 3, C), what each part is expected to need, and needs at
     least and at most. rows: stages that have a part of their own, all that are ready or run among them, and which.
-    left: tasks that these still have to finish. floor: (C,), what is left in any case; None: nothing.
+    left: tasks that these still have to finish. is_apart: every stage that is not over has a part of its own.
+    floor: (C,), what is left in any case; None: nothing.
     The rest is what a reduction rests on: the state of each column (`Evidence`), and a `Belief`.
     """
 
@@ -53,6 +54,7 @@ class Sight:
     parts: Array
     rows: dict[str, int]
     left: dict[str, float] = field(default_factory=dict)
+    is_apart: bool = False
     floor: Array | None = None
     pattern: tuple[int, ...] = ()
     known: dict[int, int] = field(default_factory=dict)

@@ -45,6 +45,8 @@ from llmsched.profiler.stages import StageNetwork, learn_stages
 
 #: Finished jobs of a variant from which on its plans have an entropy of their own (A10).
 _FEW = 10
+#: Remembered sets of stages; more than any application needs, and a bound all the same.
+_MAX_SETS = 10_000
 
 
 def estimator_for(tables: Tables, network: StageNetwork | None, reading: Reading) -> BayesEstimator:
@@ -52,13 +54,14 @@ def estimator_for(tables: Tables, network: StageNetwork | None, reading: Reading
 
     Without one, stages have the marginal distributions of the history, and tell nothing about each other.
     """
+    k_max = reading.k_max or None
     if reading.learns_anew:
         network = learn_stages(
-            tables, k_max=reading.k_max or None, score=reading.score, structure=reading.structure,
-            smoothing=reading.smoothing, roots=reading.roots,
+            tables, k_max=k_max, score=reading.score, structure=reading.structure, smoothing=reading.smoothing,
+            roots=reading.roots,
         )  # fmt: skip
     if network is None:
-        network = learn_stages(tables, structure="independent", smoothing=0.0, roots=False, fewest=0)
+        network = learn_stages(tables, k_max=k_max, structure="independent", smoothing=0.0, roots=False, fewest=0)
     assert network is not None
     return BayesEstimator(tables, network)
 
@@ -107,21 +110,22 @@ class Uncertainty:
         for stage in job.stages.values():
             if stage.tasks is None or stage.state is StageState.SKIPPED:
                 continue
-            own = self._believed(stage, each)
-            if own is None:
+            is_open = stage.done_tasks < len(stage.tasks)
+            if not (is_open or is_total) or (own := self._believed(stage, each)) is None:
                 continue
-            done = self._seconds(stage, *finished_work(stage, self.tables.curves)) if stage.done_tasks else None
-            if stage.done_tasks < len(stage.tasks):
+            if is_open:
                 rows[stage.name], left[stage.name] = len(parts), len(stage.tasks) - stage.done_tasks
-                if done is not None:
-                    own = own.copy()
-                    own[: 1 if is_total else 3] -= done
                 parts.append(own)
-            elif is_total and done is not None:
-                parts[0][1:] += done
+            if stage.done_tasks:
+                done = self._seconds(stage, *finished_work(stage, self.tables.curves))
+                if not is_open:
+                    parts[0][1:] += done
+                else:
+                    parts[-1] = own - done if not is_total else np.concatenate((own[:1] - done, own[1:]))
         return Sight(
-            job.revision, self.tables.pools, np.array(parts), rows, left, None, pattern, known, at_least, marginals
-        )
+            job.revision, self.tables.pools, np.array(parts), rows, left, self._apart, None,
+            pattern, known, at_least, marginals,
+        )  # fmt: skip
 
     def is_outlived(self, job: Job, sight: Sight, had: Mapping[str, float]) -> bool:
         """Whether what running LLM tasks have had rules out a state that the sight still holds possible (A32)."""
@@ -236,6 +240,8 @@ class Uncertainty:
         key = (x, frozenset(sight.known), frozenset(at_least)) if self.reading.corr == "dependent" else (x,)
         related = self._sets.get(key)
         if related is None:
+            if len(self._sets) >= _MAX_SETS:
+                self._sets.clear()
             match self.reading.corr:
                 case "path":
                     found = descendants(self.network, x)
@@ -254,8 +260,7 @@ class Uncertainty:
         state = pattern[variable.at]
         if state != OPEN or variable.role == "plan":
             return state == UNKNOWN
-        stage = job.stages[variable.name]
-        is_untouched = not stage.done_tasks and len(stage.ready) == len(stage.tasks or ())
+        is_untouched = all(task.state is TaskState.READY for task in job.stages[variable.name].tasks or ())
         return is_untouched or self.reading.informs == "unfinished"
 
     def _information(self, ys: Sequence[int], x: int, known: Mapping[int, int], at_least: Mapping[int, int]) -> float:
@@ -268,6 +273,8 @@ class Uncertainty:
             key = (x, *ys, frozenset(known), frozenset(at_least))
             enough = self._sets.get(key)
             if enough is None:
+                if len(self._sets) >= _MAX_SETS:
+                    self._sets.clear()
                 kept = list(ys)
                 for y in reversed(ys):
                     others = [other for other in kept if other != y]

@@ -68,7 +68,7 @@ def test_it_shows_a_comparison_and_writes_numbers_and_a_picture(tmp_path: Path) 
         out, err = process.communicate(timeout=90)
         assert process.returncode == 0, err
         assert processes(mark) == []
-    assert re.search(r"^ fcfs +8 .*\n sjf +8 .*%", out, re.MULTILINE), out
+    assert re.search(r"^ fcfs +8 .*\n sjf +8 .*%.*\n llmsched-pool +8 .*%", out, re.MULTILINE), out
     assert "One of the jobs, in emulated seconds" in out
     assert re.search(r"^ tools +dynamic +done", out, re.MULTILINE), out
     assert "offered load" in err

@@ -119,6 +119,15 @@ def test_a_damaged_profile_is_one_sentence(change: dict[str, object], told: str)
         Profile.from_json(profile(20).to_json() | change, REPAIR)
 
 
+@pytest.mark.parametrize("cost", [float("nan"), float("inf"), -1.0])
+def test_a_profile_with_an_impossible_cost_is_refused(cost: float) -> None:
+    document = profile(20).to_json()
+    document["history"]["jobs"][3]["costs"][0][3] = cost
+
+    with pytest.raises(ProfileError, match="has costs that are no numbers; fit it again"):
+        Profile.from_json(document, REPAIR)
+
+
 @pytest.mark.parametrize("document", [None, [], "x", {}])
 def test_what_is_no_profile_at_all_is_refused(document: object) -> None:
     with pytest.raises(ProfileError, match="this is no profile of format 1"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import pairwise, product
+from collections.abc import Iterable
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -21,71 +21,28 @@ from llmsched.profiler.history import Curves
 from llmsched.profiler.network import pyagrum  # imported there without its warnings
 from llmsched.profiler.reading import Reading
 from llmsched.profiler.sight import DeclaredSeer, Reduction, Sight
+from llmsched.profiler.stages import learn_stages
 from llmsched.profiler.uncertainty import Uncertainty, estimator_for
 from llmsched.profiler.walk import walk
+from tests.unit.figure_2 import (
+    CG,
+    FIVE,
+    TA,
+    application,
+    cg_history,
+    coding,
+    five,
+    seconds,
+    segmenting,
+    stage,
+    ta_history,
+    translating,
+)
 from tests.unit.learned import CURVES, history, job_at, llm, regular
 
 gum: Any = pyagrum
 
-# --------------------------------------------------------------------- two applications of Figure 2, and a chain
-# An output token takes 10 ms alone, and prompts cost nothing, so 200 tokens are 2 s.
-
-
-def stage(name: str, *after: str, kind: str = "llm", **more: Any) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "after": list(after), "max_tasks": 9, **more}
-
-
-def application(name: str, *stages: dict[str, Any]) -> Application:
-    return Application.parse({"name": name, "stages": list(stages)})
-
-
-TA = application(
-    "TA",
-    stage("TA1"),
-    stage("TA2", "TA1", kind="dynamic", planner="TA1", candidates=["translate", "segment", "detect"]),
-)
-CG = application("CG", stage("CG1"), stage("CG2", "CG1"), stage("CG3", "CG2"))
 XYZ = application("XYZ", stage("X"), stage("Y", "X"), stage("Z", "Y"))
-
-
-def seconds(name: str, s: float, *after: str, tasks: int = 1) -> RecordedStage:
-    """An LLM stage of so many seconds, over all its tasks."""
-    return llm(name, *[round(100 * s / tasks)] * tasks, after=after, prompt=0)
-
-
-def translating(id: str = "a#1", first: float = 2.0) -> Recording:
-    """TA: 2 s, then a plan that is one translation of 1 s."""
-    tool = regular("translate_1", 1.0, after=["TA1"], tool="translate", parent="TA2")
-    return Recording(
-        "TA", id, (seconds("TA1", first), RecordedStage("TA2", StageKind.DYNAMIC, ("TA1",), ()), tool), FEATURES
-    )
-
-
-def segmenting(id: str = "b#1") -> Recording:
-    """TA: 7 s, then a plan of 9 s and 11 s, one after the other."""
-    first = regular("segment_1", 9.0, after=["TA1"], tool="segment", parent="TA2")
-    second = regular("detect_2", 11.0, after=["segment_1"], tool="detect", parent="TA2")
-    plan = RecordedStage("TA2", StageKind.DYNAMIC, ("TA1",), ())
-    return Recording("TA", id, (seconds("TA1", 7), plan, first, second), {"variant": "image"})
-
-
-FEATURES: Mapping[str, str | int] = {"variant": "text"}
-
-
-def coding(id: str, first: float, second: float, third: float = 0.0) -> Recording:
-    stages = [seconds("CG1", first), seconds("CG2", second, "CG1")]
-    return Recording("CG", id, (*stages, *([seconds("CG3", third, "CG2")] if third else [])))
-
-
-def ta_history() -> list[Recording]:
-    return [translating(f"a{k}#1") for k in range(10)] + [segmenting(f"b{k}#1") for k in range(10)]
-
-
-def cg_history() -> list[Recording]:
-    """CG1 in {2, 4}, CG2 = 3 with 3/4 after 2 and 5 with 3/4 after 4, CG3 in {0, 4} whatever came before."""
-    pairs = [(2, 3)] * 3 + [(2, 5)] + [(4, 5)] * 3 + [(4, 3)]
-    cases = [(*pair, third) for pair, third in product(pairs, (0, 4))] * 5
-    return [coding(f"q{k}#1", *case) for k, case in enumerate(cases)]
 
 
 def chain_history() -> list[Recording]:
@@ -101,13 +58,14 @@ def chain_history() -> list[Recording]:
 def sees(app: Application, recordings: Iterable[Recording], *, curves: Curves = CURVES, **reading: Any) -> Uncertainty:
     """With point bins and exact shares: smoothing is off unless the reading says otherwise."""
     tables = Tables(history(app, recordings), curves)
-    reading_ = Reading(**{"smoothing": 0.0, **reading})
-    return Uncertainty(app, estimator_for(tables, None, reading_), reading_)
+    own = Reading(**{"smoothing": 0.0, **reading})
+    return Uncertainty(app, estimator_for(tables, learn_stages(tables), own), own)
 
 
 def sees_marginals(app: Application, recordings: Iterable[Recording], **reading: Any) -> Uncertainty:
-    reading_ = Reading(**reading)
-    return Uncertainty(app, estimator_for(Tables(history(app, recordings), CURVES), None, reading_), reading_)
+    """Without a network: the profile has none."""
+    own = Reading(**reading)
+    return Uncertainty(app, estimator_for(Tables(history(app, recordings), CURVES), None, own), own)
 
 
 def reduction(seer: Uncertainty, job: Job, name: str) -> float:
@@ -177,22 +135,6 @@ def test_stages_at_the_end_of_a_chain_add_range_and_no_information() -> None:
 
 # ------------------------------------------------------------------------------------------------ against pyAgrum
 
-FIVE = application(
-    "five", stage("a"), stage("b"), stage("c", "a", "b"), stage("d", "c", kind="regular"), stage("e", "c", "d")
-)
-
-
-def five(rng: Random, id: str) -> Recording:
-    """Stages that depend on each other in all ways; d runs if c was short, and e if d did, mostly."""
-    a, b = rng.choice((1, 2, 5)), rng.choice((1, 3))
-    c = max(1, a + b + rng.choice((-1, 0, 0, 2)))
-    stages = [seconds("a", a), seconds("b", b), seconds("c", c, "a", "b")]
-    if c < 5 or rng.random() < 0.2:
-        stages.append(regular("d", 1.0 + rng.random(), after=["c"]))
-    if (len(stages) == 4) == (rng.random() < 0.9):
-        stages.append(seconds("e", rng.choice((1, 2)) * a, stages[-1].name))
-    return Recording("five", id, tuple(stages))
-
 
 def by_pyagrum(seer: Uncertainty, job: Job, name: str) -> float:
     """R(X) as Eq. 5 and 6 print it, over the whole joint posterior of pyAgrum."""
@@ -230,8 +172,8 @@ def by_pyagrum(seer: Uncertainty, job: Job, name: str) -> float:
     total = 0.0
     for y in ys:
         row = seer.spans.row_of[net.names[y]]
-        own = np.array(posterior.sumIn([net.names[y]]).toarray())
-        there = np.flatnonzero(own >= seer.reading.theta)
+        marginal = np.array(posterior.sumIn([net.names[y]]).toarray())
+        there = np.flatnonzero(marginal >= seer.reading.theta)
         states = seer.stages.states(seer.tables.history)[:, y]
         work = seer.spans.work[:, row].sum(axis=1)
         if seer.stages.variables[y].role == "regular":
@@ -248,14 +190,16 @@ def test_reductions_are_those_of_pyagrum(seed: int) -> None:
     seer = sees(FIVE, recordings, smoothing=0.1, range="theta")
     assert len(seer.network.arcs) >= 3
 
-    asked = 0
+    asked = told = 0
     for recording in recordings[:12]:
         for job in walk(FIVE, recording, recording.job_id):
             for name, own in job.stages.items():
                 if own.tasks is not None and not own.is_over:
-                    asked += 1
-                    assert reduction(seer, job, name) == pytest.approx(by_pyagrum(seer, job, name), abs=1e-9)
+                    r = reduction(seer, job, name)
+                    assert r == pytest.approx(by_pyagrum(seer, job, name), abs=1e-9)
+                    asked, told = asked + 1, told + (r > 0.01)
     assert asked > 40
+    assert told > 10
 
 
 # ---------------------------------------------------------------------------------------------- what E and Y are
@@ -282,8 +226,7 @@ def pairs(tasks: int = 1) -> list[Recording]:
     """Two parallel stages that are as long as each other, in 3 of 4 cases."""
     cases = [(2, 2), (2, 2), (2, 2), (2, 4), (4, 4), (4, 4), (4, 4), (4, 2)] * 8
     return [
-        Recording("pair", f"q{k}#1", (seconds("a", a, tasks=tasks), seconds("b", b)))
-        for k, (a, b) in enumerate(cases)
+        Recording("pair", f"q{k}#1", (seconds("a", a, tasks=tasks), seconds("b", b))) for k, (a, b) in enumerate(cases)
     ]
 
 
@@ -398,7 +341,6 @@ def test_ranges() -> None:
 
     assert bits() == bits(range="theta") == bits(range="prior") == 2.0
     assert bits(range="std") == 1.0
-    assert bits(range="theta", theta=0.6) == 0.0
 
 
 def test_prior_ranges_do_not_shrink() -> None:
@@ -442,8 +384,9 @@ def test_the_dynamic_term() -> None:
 def test_a_few_extreme_plans_can_be_left_out_of_the_range() -> None:
     jobs = [*(translating(f"a{k}#1") for k in range(50)), segmenting()]
 
-    assert left(sees_marginals(TA, jobs).see(job_at(TA, jobs[0], 0)))[2] == 2 + 20
-    assert left(sees_marginals(TA, jobs, range_dynamic="q05_q95").see(job_at(TA, jobs[0], 0)))[2] == 2 + 1
+    # one TA1 of 7 s is too rare for a bin of its own
+    assert left(sees_marginals(TA, jobs).see(job_at(TA, jobs[0], 0)))[2] == 7 + 20
+    assert left(sees_marginals(TA, jobs, range_dynamic="q05_q95").see(job_at(TA, jobs[0], 0)))[2] == 7 + 1
 
 
 def test_what_tells_about_a_planner_may_have_its_share() -> None:
@@ -576,7 +519,7 @@ def test_the_network_is_learned_as_asked() -> None:
     assert sees(XYZ, jobs, structure="template").network.arcs == ((0, 1), (1, 2))
     assert sees(XYZ, jobs, k_max=1).network.cards == (2, 2, 2)
     # few jobs are enough for AIC to see what BIC does not
-    assert len(sees(XYZ, jobs[:20], score="bic").network.arcs) < len(sees(XYZ, jobs[:20]).network.arcs)
+    assert len(sees(XYZ, jobs[:32], score="bic").network.arcs) < len(sees(XYZ, jobs[:32]).network.arcs)
 
 
 def test_the_network_of_the_profile_serves_unless_another_is_asked_for() -> None:
