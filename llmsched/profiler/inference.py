@@ -13,13 +13,8 @@ component has few distinct questions, however much is known elsewhere.
 its frontier and bounds. If they are few, the first question answers all of them at once and keeps one dense table;
 otherwise answers are kept one by one. When more than `max_entries` answers are kept, all are dropped.
 
-**Elimination.** Variables are eliminated in the order of the smallest next table. Eliminating v from the product psi
-of the factors that hold it leaves p(v | s) = psi / m with m(s) = sum_v psi, where s are later variables. Read
-backwards, these are a Bayesian network of the posterior: marginals run down it, samples are drawn along it, and what is
-left of m at the end is the probability of the evidence. (Shafer-Shenoy on the bucket tree; Dechter 1999.)
-
-**When that is too large.** Where a table would exceed `max_factor` numbers, a component is answered by likelihood
-weighting with 4,000 samples, seeded with the question itself, so that an answer never depends on what was asked before.
+How one question is answered is told in `elimination`: exactly, or by likelihood weighting where a table would exceed
+`max_factor` numbers.
 
 **Impossible evidence** (probability 0) never raises. Constraints are dropped until it is possible: first every bound of
 the component, then the known variables of its frontier, the earliest one first, whose own state stays as given.
@@ -37,6 +32,7 @@ import numpy as np
 
 from llmsched.errors import ProfileError
 from llmsched.profiler.bins import Array, States
+from llmsched.profiler.elimination import Elimination, Signature, Weighted, factors_of, weigh
 from llmsched.profiler.network import Network
 
 Evidence = Mapping[int, int]
@@ -48,8 +44,6 @@ _DENSE_ROWS, _DENSE_WORK = 4096, 1 << 17
 #: Questions answered at once never make a table larger than this many numbers.
 _BATCH = 1 << 20
 _PATTERNS = 10_000
-_SAMPLES = 4000
-_SEED = 0x11A5
 
 
 class Inference:
@@ -66,7 +60,7 @@ class Inference:
         self._entries = 0
         self._numbers: dict[object, float] = {}
         self._plans: dict[tuple[frozenset[int], frozenset[int]], _Plan] = {}
-        self._components: dict[_Signature, _Component] = {}
+        self._components: dict[Signature, _Component] = {}
         self._points: list[tuple[Array, ...]] = [tuple(_frozen(np.eye(card))) for card in network.cards]
 
     def marginals(self, known: Evidence = NONE, at_least: Evidence = NONE) -> tuple[Array, ...]:
@@ -224,18 +218,10 @@ class Inference:
         states[:, component.variables] = drawn[:, component.variables]
 
 
-class _Signature(NamedTuple):
-    """What a component is: its open variables, and of these and the known ones those that are evidence. Ascending."""
-
-    variables: tuple[int, ...]
-    frontier: tuple[int, ...]
-    bounded: tuple[int, ...]
-
-
 class Key(NamedTuple):
     """All that the posterior of a component depends on."""
 
-    signature: _Signature
+    signature: Signature
     question: int
 
     @property
@@ -257,7 +243,7 @@ _UNASKED: Array = np.empty(0)
 class _Component:
     """Open variables that depend on each other, compiled for one frontier and one set of bounds."""
 
-    def __init__(self, network: Network, signature: _Signature, max_factor: int) -> None:
+    def __init__(self, network: Network, signature: Signature, max_factor: int) -> None:
         self.signature = signature
         self.variables = signature.variables
         cards = network.cards
@@ -273,9 +259,9 @@ class _Component:
         self._known = tuple((v, cards[v], network.names[v]) for v in signature.frontier)
         self._bounds = tuple((v, cards[v]) for v in signature.bounded)
         self._network, self._max_factor = network, max_factor
-        self._factors = _factors(network, signature)
-        self._elimination = _Elimination(self._factors, self.variables, cards)
-        self._joints: dict[tuple[int, ...], _Elimination] = {}
+        self._factors = factors_of(network, signature)
+        self._elimination = Elimination(self._factors, self.variables, cards)
+        self._joints: dict[tuple[int, ...], Elimination] = {}
         self._is_exact = self._elimination.largest <= max_factor
         self.is_dense = (
             self._is_exact and self.questions <= _DENSE_ROWS and self.questions * self._elimination.work <= _DENSE_WORK
@@ -297,7 +283,9 @@ class _Component:
     def fill(self, questions: Sequence[int]) -> None:
         """Answer questions into `answers`."""
         if not self._is_exact:
-            self.answers |= {question: self._weighted_marginals(question) for question in questions}
+            for question in questions:
+                weighted = self._weighted(question)
+                self.answers[question] = None if weighted is None else _frozen(weighted.marginals())
             return
         step = max(1, _BATCH // self._elimination.largest)
         for start in range(0, len(questions), step):
@@ -311,15 +299,11 @@ class _Component:
         key = tuple(kept)
         elimination = self._joints.get(key)
         if elimination is None:
-            elimination = self._joints[key] = _Elimination(self._factors, self.variables, self._network.cards, key)
+            elimination = self._joints[key] = Elimination(self._factors, self.variables, self._network.cards, key)
         if elimination.largest <= max(self._max_factor, prod(self._network.cards[v] for v in kept)):
             return elimination.joint(self._digits([question]))
-        if (weighted := self._weighted(question)) is None:
-            return None
-        states, weights = weighted
-        table = np.zeros([self._network.cards[v] for v in kept])
-        np.add.at(table, tuple(states[v] for v in kept), weights)
-        return table
+        weighted = self._weighted(question)
+        return None if weighted is None else weighted.joint(kept)
 
     def draw(self, question: int, states: States, rng: np.random.Generator) -> bool:
         """Fill the columns of this component with draws; False, and nothing drawn, if the question is impossible."""
@@ -327,10 +311,11 @@ class _Component:
             return self._elimination.draw(self._digits([question]), states, rng)
         if (weighted := self._weighted(question)) is None:
             return False
-        chosen = rng.choice(_SAMPLES, size=len(states), p=weighted[1])
-        for v in self.variables:
-            states[:, v] = weighted[0][v][chosen]
+        weighted.draw(states, rng)
         return True
+
+    def _weighted(self, question: int) -> Weighted | None:
+        return weigh(self._network, self.signature, self._digits([question])[0])
 
     def _digits(self, questions: Iterable[int]) -> States:
         """(questions, evidence): the states that the numbers stand for."""
@@ -341,175 +326,8 @@ class _Component:
             numbers = numbers // self._radix[k]
         return digits
 
-    def _weighted_marginals(self, question: int) -> Array | None:
-        if (weighted := self._weighted(question)) is None:
-            return None
-        states, weights = weighted
-        return _frozen(
-            np.concatenate([np.bincount(states[v], weights, self._network.cards[v]) for v in self.variables])
-        )
 
-    def _weighted(self, question: int) -> tuple[dict[int, States], Array] | None:
-        """Samples (samples,) of each variable and their weights, which sum to one: likelihood weighting.
-
-        A variable is drawn from its table without the states below its bound, and the weight pays for what was cut.
-        """
-        digits = [int(digit) for digit in self._digits([question])[0]]
-        rng = np.random.default_rng([_SEED, *self.variables, *digits])
-        n_known = len(self.signature.frontier)
-        states = {v: np.full(_SAMPLES, s) for v, s in zip(self.signature.frontier, digits, strict=False)}
-        lowest = dict(zip(self.signature.bounded, digits[n_known:], strict=True))
-        weights = np.ones(_SAMPLES)
-        for v in sorted((*self.variables, *self.signature.frontier)):
-            parents = self._network.parents[v]
-            if v in states:
-                if any(p in self.variables for p in parents):
-                    weights = weights * self._network.cpts[v][tuple(states[u] for u in (*parents, v))]
-                continue
-            table = np.broadcast_to(
-                self._network.cpts[v][tuple(states[p] for p in parents)], (_SAMPLES, self._network.cards[v])
-            )
-            table = np.where(np.arange(table.shape[1]) >= lowest.get(v, 0), table, 0.0)
-            mass = table.sum(1)
-            weights = weights * mass
-            states[v] = _choose(table, mass, rng)
-        total = weights.sum()
-        return (states, weights / total) if total > 0 else None
-
-
-class _Factor(NamedTuple):
-    """A table over open variables, one for each combination of states of some evidence.
-
-    scope: its open variables. columns, strides: where that evidence stands in a question, and the step it makes in
-    `tables`, (combinations, card of each of scope ...).
-    """
-
-    scope: tuple[int, ...]
-    columns: States
-    strides: States
-    tables: Array
-
-
-class _Step(NamedTuple):
-    """The elimination of one variable, the last axis of its table.
-
-    scope: the table's variables; shape: their cards. factors: tables to multiply, reshaped to it. messages: the steps
-    whose sums go in, with their shapes. parent: the step that gets the sum, -1 for the last one. summed: the axes of
-    the parent's table to sum over for what the two have in common.
-    """
-
-    scope: tuple[int, ...]
-    shape: tuple[int, ...]
-    factors: tuple[_Factor, ...]
-    messages: tuple[tuple[int, tuple[int, ...]], ...]
-    parent: int
-    summed: tuple[int, ...]
-
-
-class _Elimination:
-    """The steps that sum the variables out, `kept` last; axes stand in reverse order of elimination.
-
-    With `kept`, the steps stop before them and the rest is one table over them.
-    """
-
-    def __init__(
-        self, factors: Sequence[_Factor], variables: Sequence[int], cards: Sequence[int], kept: tuple[int, ...] = ()
-    ) -> None:
-        gone = _order([f.scope for f in factors], [v for v in variables if v not in kept], cards)
-        position = {v: k for k, v in enumerate((*gone, *reversed(kept)))}
-        scopes: list[tuple[int, ...]] = []
-        inputs: list[list[_Factor]] = [[] for _ in range(len(gone) + 1)]
-        senders: list[list[int]] = [[] for _ in range(len(gone) + 1)]
-        receiver: list[int] = []
-        for factor in factors:
-            # The table of the kept variables is the last step, whichever of them comes first.
-            inputs[min(len(gone), *(position[v] for v in factor.scope))].append(factor)
-        for k, v in enumerate(gone):
-            parts = [f.scope for f in inputs[k]] + [scopes[i][:-1] for i in senders[k]]
-            scope = sorted({u for part in parts for u in part} | {v}, key=position.__getitem__, reverse=True)
-            scopes.append(tuple(scope))
-            receiver.append(min(len(gone), position[scope[-2]]) if len(scope) > 1 else -1)
-            if receiver[k] >= 0:
-                senders[receiver[k]].append(k)
-        scopes.append(tuple(kept))
-        #: Numbers in the largest table, and in all of them together.
-        sizes = [prod(cards[v] for v in scope) for scope in scopes]
-        self.largest, self.work = max(sizes), sum(sizes)
-        self._places = np.cumsum([0, *(cards[v] for v in variables)])
-        self._variables = tuple(variables)
-        self._steps: list[_Step] = []
-        for k, scope_k in enumerate(scopes):
-            separator = scope_k[:-1]
-            parent = receiver[k] if k < len(gone) else -1
-            summed = tuple(1 + i for i, u in enumerate(scopes[parent]) if u not in separator) if parent >= 0 else ()
-            messages = tuple((i, _spread(scopes[i][:-1], scope_k, cards)) for i in senders[k])
-            tables = tuple(_aligned(factor, scope_k, cards) for factor in inputs[k])
-            shape = tuple(cards[u] for u in scope_k)
-            self._steps.append(_Step(scope_k, shape, tables, messages, parent, summed))
-        self._last = self._steps.pop()
-
-    def marginals(self, digits: States) -> tuple[Array, Array]:
-        """(questions, sum of cards) marginals side by side, and (questions,) the probability of the evidence."""
-        conditionals, _, mass = self._forward(digits)
-        rows = np.empty((len(digits), self._places[-1]))
-        beliefs = list(conditionals)
-        for k in reversed(range(len(self._steps))):
-            step = self._steps[k]
-            if step.parent >= 0:
-                separator = beliefs[step.parent].sum(step.summed) if step.summed else beliefs[step.parent]
-                beliefs[k] = conditionals[k] * separator[..., None]
-            place = self._variables.index(step.scope[-1])
-            axes = tuple(range(1, len(step.scope)))
-            rows[:, self._places[place] : self._places[place + 1]] = beliefs[k].sum(axes) if axes else beliefs[k]
-        return rows, mass
-
-    def joint(self, digits: States) -> Array | None:
-        """P(kept | the one question); None if it is impossible."""
-        _, messages, mass = self._forward(digits)
-        table = np.ones(self._last.shape)
-        for part in (*self._tables(self._last, digits), *(messages[i].reshape(s) for i, s in self._last.messages)):
-            table = table * part[0]
-        total = float(table.sum())
-        return table / total if total * mass[0] > 0 else None
-
-    def draw(self, digits: States, states: States, rng: np.random.Generator) -> bool:
-        """Draw every variable, the last eliminated first, into its column of `states`; False if impossible."""
-        conditionals, _, mass = self._forward(digits)
-        if not mass[0] > 0:
-            return False
-        for step, conditional in zip(reversed(self._steps), reversed(conditionals), strict=True):
-            tables = conditional[0][tuple(states[:, u] for u in step.scope[:-1])]
-            tables = np.broadcast_to(tables, (len(states), step.shape[-1]))
-            states[:, step.scope[-1]] = _choose(tables, tables.sum(1), rng)
-        return True
-
-    def _forward(self, digits: States) -> tuple[list[Array], list[Array], Array]:
-        """p(v | separator) and the message of each step, and the product of the messages that go nowhere."""
-        conditionals: list[Array] = []
-        messages: list[Array] = []
-        mass = np.ones(len(digits))
-        for step in self._steps:
-            psi = np.ones((len(digits), *step.shape))
-            for table in self._tables(step, digits):
-                psi *= table
-            for i, shape in step.messages:
-                psi *= messages[i].reshape(shape)
-            message = psi.sum(-1)
-            conditionals.append(
-                np.divide(psi, message[..., None], out=np.zeros_like(psi), where=message[..., None] > 0)
-            )
-            messages.append(message)
-            if step.parent < 0:
-                mass = mass * message
-        return conditionals, messages, mass
-
-    @staticmethod
-    def _tables(step: _Step, digits: States) -> Iterable[Array]:
-        for factor in step.factors:
-            yield factor.tables[digits[:, factor.columns] @ factor.strides] if len(factor.columns) else factor.tables
-
-
-def _signatures(network: Network, known: frozenset[int], bounded: frozenset[int]) -> list[_Signature]:
+def _signatures(network: Network, known: frozenset[int], bounded: frozenset[int]) -> list[Signature]:
     """The components that the known variables leave, by their first variable."""
     group = list(range(len(network)))
     families = [(*parents, v) for v, parents in enumerate(network.parents)]
@@ -522,7 +340,7 @@ def _signatures(network: Network, known: frozenset[int], bounded: frozenset[int]
         if v not in known:
             members.setdefault(group[v], []).append(v)
     return [
-        _Signature(
+        Signature(
             tuple(variables),
             tuple(sorted({u for f in families if not set(variables).isdisjoint(f) for u in f if u in known})),
             tuple(v for v in variables if v in bounded),
@@ -531,74 +349,12 @@ def _signatures(network: Network, known: frozenset[int], bounded: frozenset[int]
     ]
 
 
-def _factors(network: Network, signature: _Signature) -> list[_Factor]:
-    """The tables that hold an open variable, split by the known ones in them, and one 0/1 table per bound."""
-    column = {v: k for k, v in enumerate((*signature.frontier, *signature.bounded))}
-    factors: list[_Factor] = []
-    for v, parents in enumerate(network.parents):
-        family = (*parents, v)
-        scope = tuple(u for u in family if u in signature.variables)
-        if not scope:
-            continue
-        known = tuple(u for u in family if u not in scope)
-        tables = network.cpts[v].transpose([family.index(u) for u in (*known, *scope)])
-        tables = tables.reshape(-1, *(network.cards[u] for u in scope))
-        strides = [prod(network.cards[u] for u in known[k + 1 :]) for k in range(len(known))]
-        factors.append(_Factor(scope, _indices([column[u] for u in known]), _indices(strides), tables))
-    for v in signature.bounded:
-        at_least = np.triu(np.ones((network.cards[v], network.cards[v])))
-        factors.append(_Factor((v,), _indices([column[v]]), _indices([1]), at_least))
-    return factors
-
-
-def _order(scopes: Sequence[tuple[int, ...]], variables: Sequence[int], cards: Sequence[int]) -> list[int]:
-    """Which variable to eliminate next: the one that leaves the smallest table, the latest among equals."""
-    left = [set(scope) for scope in scopes]
-    order: list[int] = []
-    todo = list(reversed(variables))
-
-    def together(v: int) -> set[int]:
-        return {v}.union(*(scope for scope in left if v in scope))
-
-    while todo:
-        v = min(todo, key=lambda u: prod(cards[w] for w in together(u)))
-        left = [*(scope for scope in left if v not in scope), together(v) - {v}]
-        todo.remove(v)
-        order.append(v)
-    return order
-
-
-def _spread(scope: Sequence[int], target: Sequence[int], cards: Sequence[int]) -> tuple[int, ...]:
-    """The shape in which a table over `scope`, a subsequence of `target`, can be multiplied into one over `target`."""
-    return (-1, *(cards[u] if u in scope else 1 for u in target))
-
-
-def _aligned(factor: _Factor, target: Sequence[int], cards: Sequence[int]) -> _Factor:
-    axes = sorted(range(len(factor.scope)), key=lambda i: list(target).index(factor.scope[i]))
-    tables = factor.tables.transpose(0, *(1 + i for i in axes)).reshape(_spread(factor.scope, target, cards))
-    return factor._replace(tables=np.ascontiguousarray(tables))
-
-
 def _relaxed(component: _Component, known: Evidence, at_least: Evidence) -> tuple[Evidence, Evidence]:
     """Less evidence, after that of a component turned out to be impossible."""
     if component.signature.bounded:
         return known, {v: s for v, s in at_least.items() if v not in component.signature.bounded}
     first = component.signature.frontier[0]
     return {v: s for v, s in known.items() if v != first}, at_least
-
-
-def _choose(tables: Array, mass: Array, rng: np.random.Generator) -> States:
-    """One state per row of (n, card) weights that sum to `mass` (n,)."""
-    drawn = rng.random(len(tables)) * mass
-    states: States = (np.cumsum(tables, axis=1) <= drawn[:, None]).sum(1)
-    # Rounding may put a draw beyond the last sum: then it is the last state that is possible at all.
-    last = tables.shape[1] - 1 - (tables[:, ::-1] > 0).argmax(1)
-    chosen: States = np.minimum(states, last)
-    return chosen
-
-
-def _indices(values: Sequence[int]) -> States:
-    return np.array(values, np.intp)
 
 
 def _frozen(array: Array) -> Array:

@@ -27,14 +27,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, assert_never, cast
 
-import orjson
-
 from llmsched.errors import BackendError, Conflict, InvalidInput, Overloaded
-from llmsched.model.application import Application
 from llmsched.model.events import (
     Batch,
     CancelTask,
@@ -52,10 +49,10 @@ from llmsched.model.events import (
     TaskFinished,
 )
 from llmsched.model.job import JobStatus, StageState
-from llmsched.model.recording import Recording
-from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecord, Writes
+from llmsched.model.records import EventRecord, JobRecord, JobUpdate, Writes
 from llmsched.policies import make_policy
 from llmsched.profiler import Knowledge
+from llmsched.runtime.admission import Claims, accept, restore
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.attempts import Attempt, Attempts
 from llmsched.runtime.clock import Clock
@@ -63,12 +60,11 @@ from llmsched.runtime.engines import Engines
 from llmsched.runtime.foresight import Foresight
 from llmsched.runtime.handlers import HandlerRegistry
 from llmsched.runtime.hub import Hub
-from llmsched.runtime.inputs import check_input
 from llmsched.runtime.learner import Learner
 from llmsched.runtime.observer import Observer, Silent
 from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
-from llmsched.runtime.submission import Limits, NewJob, features_of, new_job_id, read_recording, script_of
+from llmsched.runtime.submission import Limits, NewJob
 from llmsched.runtime.workers import WorkerPool
 from llmsched.scheduler import Backoff, Scheduler
 
@@ -129,8 +125,7 @@ class Service:
         self._learner = learner
         self._number = 0
         self._submitting = 0
-        #: Idempotency keys (with their tenants) that are being looked at; who comes second waits.
-        self._claims: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._claims = Claims(store)
         self._runs: dict[str, JobRun] = {}
         #: Jobs that are over, until that is committed.
         self._leaving: dict[str, JobRun] = {}
@@ -222,38 +217,18 @@ class Service:
 
     async def _restore(self) -> None:
         began = time.perf_counter()
-        restored: list[tuple[JobRun, list[Event]]] = []
-        hopeless: list[tuple[JobRecord, str]] = []
-        async for record, recording, rows in self._store.unfinished():
-            try:
-                application = await self.applications.at(record.application, record.version)
-                restored.append(self._revive(record, application, recording, rows))
-            except InvalidInput as error:
-                hopeless.append((record, str(error)))
-        seqs = await self._store.last_seq([run.record.id for run, _ in restored] + [job.id for job, _ in hopeless])
+        restored, hopeless = await restore(self._store, self.applications)
         for run, events in restored:
-            run.seq = seqs.get(run.record.id, 0)
             self._runs[run.record.id] = run
             self._tenants[run.record.id] = run.record.tenant
             for event in events:
                 self.post(event)
-        for record, reason in hopeless:
+        for record, seq, reason in hopeless:
             self._tenants[record.id] = record.tenant
-            self._abandon(record, seqs.get(record.id, 0) + 1, f"cannot be restored: {reason}")
+            self._abandon(record, seq + 1, f"cannot be restored: {reason}")
         if restored or hopeless:
             seconds = round(time.perf_counter() - began, 3)
             log.info("jobs restored", extra={"jobs": len(restored), "failed": len(hopeless), "seconds": seconds})
-
-    def _revive(
-        self, record: JobRecord, application: Application, recording: bytes | None, rows: Sequence[StageRecord]
-    ) -> tuple[JobRun, list[Event]]:
-        """Raises InvalidInput if the job, which could once run, no longer can."""
-        parsed = None if recording is None else Recording.from_json(orjson.loads(recording))
-        script = script_of(record.id, application, record.input, parsed)
-        run = JobRun(record, application, script, features=features_of(record.input, parsed))
-        unfolded = script.begin()
-        run.unfold(unfolded, record.submitted_at)
-        return run, [run.submitted(unfolded), *run.restore(rows)]
 
     def _abandon(self, record: JobRecord, seq: int, reason: str) -> None:
         """Ends a job that the scheduler does not know."""
@@ -293,96 +268,29 @@ class Service:
         Raises InvalidInput, UnknownName, Conflict (idempotency key used for another request), Overloaded, or
         BackendError (the database is away, or this service is about to be).
         """
-        return await asyncio.shield(asyncio.ensure_future(self._submit(new)))
-
-    async def _submit(self, new: NewJob) -> tuple[JobRecord, bool]:
-        if new.idempotency_key is None:
-            return await self._admit(new), True
-        claim = (new.tenant, new.idempotency_key)
-        while claim in self._claims:
-            await asyncio.wait((self._claims[claim],))
-        done = self._claims[claim] = asyncio.get_running_loop().create_future()
-        try:
-            known = await self._known(new, claim)
-            return (await self._admit(new), True) if known is None else (known, False)
-        finally:
-            del self._claims[claim]
-            done.set_result(None)
-
-    async def _known(self, new: NewJob, claim: tuple[str, str]) -> JobRecord | None:
-        """The job that was submitted under this idempotency key before. Raises Conflict if it was another request."""
-        found = await self._store.find_idempotent(*claim)
-        if found is None:
-            return None
-        id, digest = found
-        if digest != new.request_digest:
-            raise Conflict(
-                f"idempotency key {new.idempotency_key!r} was used for another request (job {id}); use a new key",
-                field="Idempotency-Key",
-            )
-        record = await self._store.job(id)
-        if record is None:
-            raise Conflict(f"idempotency key {new.idempotency_key!r} belongs to a deleted job; use a new key")
-        return record
+        return await asyncio.shield(asyncio.ensure_future(self._claims.once(new, self._admit)))
 
     async def _admit(self, new: NewJob) -> JobRecord:
         self._check_room()
         application = self.applications.newest(new.application)
-        recording = None
-        if new.recording is None:
-            check_input(application, new.input)
-        else:
-            recording = read_recording(new.recording, application, self.engines.longest_context("llm"))
-        id = new_job_id(self.clock.now())
-        script = script_of(id, application, new.input, recording)
-        unfolded = script.begin()
-        at = self.clock.now()
-        self._number += 1
-        record = JobRecord(
-            id=id,
-            number=self._number,
-            application=application.name,
-            version=application.version,
-            status=JobStatus.QUEUED,
-            job_class=new.job_class,
-            tenant=new.tenant,
-            submitted_at=at,
-            started_at=None,
-            finished_at=None,
-            input=new.input,
-            has_recording=recording is not None,
-            metadata=dict(new.metadata),
-            deadline_s=None,
-            callback_url=None,
-            idempotency_key=new.idempotency_key,
-            request_digest=new.request_digest,
-            off_profile=script.off_profile,
-            result=None,
-            error=None,
-        )
-        run = JobRun(record, application, script, features=features_of(new.input, recording))
-        data = {"application": application.name, "version": application.version, "class": new.job_class.label}
-        writes = Writes(
-            jobs=[(record, None if recording is None else orjson.dumps(new.recording))],
-            events=[run.event("job.submitted", at, data)],
-        )
-        rows, events = run.unfold(unfolded, at)
-        writes.stages.extend(rows)
-        writes.events.extend(events)
+        context = self.engines.longest_context("llm")
+        run, submitted, writes = accept(new, application, self._number + 1, longest_context=context, clock=self.clock)
+        record = run.record
+        self._number = record.number
         self._submitting += 1
-        self._tenants[id] = new.tenant
+        self._tenants[record.id] = record.tenant
         try:
             await self._journal.append(writes)
         except BaseException as error:
-            del self._tenants[id]
+            del self._tenants[record.id]
             if isinstance(error, BackendError):
                 self._fail(error)
             raise
         finally:
             self._submitting -= 1
-        self._runs[id] = run
-        self._observer.job_submitted(application.name, new.job_class.label)
-        self.post(run.submitted(unfolded))
+        self._runs[record.id] = run
+        self._observer.job_submitted(record.application, record.job_class.label)
+        self.post(submitted)
         return record
 
     def _check_room(self) -> None:
