@@ -172,22 +172,29 @@ class Backlog:
         """(parts, pools) seconds, at today's batches, that running tasks have had."""
         had = np.zeros((n_parts, len(self._pools)))
         is_scaled = self._options.prefill == "scaled"
+        jobs, at_once = self.jobs, view.now
         for executor in view.executors.values():
             if not executor.running or (at := self._pools.get(executor.pool)) is None:
                 continue
             curve = self._curves[executor.pool]
             now = curve.decode(len(executor.running))
             rate = self._factors[executor.pool] * curve.decode(1) / now if now else 1.0
-            for ref, task in executor.running.items():
-                seen = self.jobs.get(ref.job)
-                row = None if seen is None else seen.sight.rows.get(ref.stage)
+            per_token = 0.0 if is_scaled else curve.prefill(1.0)
+            # Hundreds of tasks may run: this loop is most of a decision, so it is spelled out.
+            rows: dict[int, float] = {}
+            for (job, stage, _), task in executor.running.items():
+                seen = jobs.get(job)
+                row = None if seen is None else seen.sight.rows.get(stage)
                 if seen is None or row is None:
                     continue
-                wall = view.now - task.started_at
-                if task.stage.kind is StageKind.LLM:
-                    prefill = 0.0 if is_scaled else min(wall, curve.prefill(task.prompt_tokens))
-                    wall = prefill + (wall - prefill) * rate
-                had[seen.start + row, at] += wall
+                wall = at_once - task.started_at
+                if task.stage.spec.kind is StageKind.LLM:
+                    prefill = task.prompt_tokens * per_token
+                    if wall > prefill:
+                        wall = prefill + (wall - prefill) * rate
+                row += seen.start
+                rows[row] = rows.get(row, 0.0) + wall
+            had[list(rows), at] += list(rows.values())
         return had
 
     def _look_at_running(self, view: View) -> None:
