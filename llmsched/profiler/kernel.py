@@ -5,10 +5,11 @@ was known by then gives every job one number per pool: what it looked like, its 
 one by a Gaussian kernel of the distance between their indices:
 
     index = X beta                        ridge, lambda by generalised cross-validation, one beta per pool
-    w_i  ~ exp(-sum_p ((index_ip - index_p) / h_p)^2 / 2),      h_p = 1.06 n^(-1/5) noise_p^0.4 sd_p^0.6
+    w_i  ~ exp(-sum_p ((index_ip - index_p) / h_p)^2 / 2),      h_p = 1.6 n^(-1/5) noise_p^0.4 sd_p^0.6
 
 sd_p is the spread of the index, noise_p that of what the regression leaves unexplained: the less noise, the narrower
-the kernel (the optimal rate of a local mean, with Silverman's constant).
+the kernel (the optimal rate of a local mean). The constant is half as large again as Silverman's 1.06: errors are the
+same on every application, and orders by the whole distribution come out better on every split of the chains tried.
 
 So the regression only decides what counts as alike; means, intervals and samples are those of real jobs and cannot
 leave their range. Where nothing is informative the indices coincide, and what remains is the mean of the course.
@@ -34,6 +35,7 @@ from llmsched.profiler.history import OUTPUT, PROMPT, TASKS, Array
 _FEWEST = 10
 #: A variant that fewer jobs had is no feature of its own.
 _FEWEST_OF_VARIANT = 5
+_WIDTH = 1.6
 _LAMBDAS = np.logspace(-2, 5, 15)
 
 
@@ -95,7 +97,7 @@ class _Indexed(Course):
         self._beta = ridge(z, left - left.mean(axis=0))
         self._index = z @ self._beta
         noise = (left - left.mean(axis=0) - self._index).std(axis=0)
-        width = 1.06 * len(rows) ** -0.2 * noise**0.4 * self._index.std(axis=0) ** 0.6
+        width = _WIDTH * len(rows) ** -0.2 * noise**0.4 * self._index.std(axis=0) ** 0.6
         self._bandwidth = np.maximum(width, 1e-6 + 1e-3 * np.abs(left.mean(axis=0)))
 
     def weigh(self, shown: Array) -> Array:
