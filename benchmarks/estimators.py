@@ -96,6 +96,11 @@ class Answers:
         """(queries,) summed absolute error of each query."""
         return np.bincount(self.query, np.abs(self.predicted - self.actual))
 
+    def worst(self, queries: int) -> float:
+        """Share of the absolute error that so many queries make."""
+        each = np.sort(self.mae_by_query())
+        return float(each[-queries:].sum() / max(each.sum(), 1e-12))
+
 
 def ask(application: Application, jobs: Sequence[Recording], estimators: Mapping[str, Estimator]) -> dict[str, Answers]:
     """The same questions to every estimator."""
@@ -173,6 +178,7 @@ def measure(name: str, application: Application, jobs: Sequence[Recording], draw
         "bayesnet_against_mean": against(answers["bayesnet"], answers["mean"]),
         "history_against_bayesnet": against(answers["history"], answers["bayesnet"]),
         "chosen": chosen.estimator,
+        "worst_two_queries": {e: round(answers[e].worst(2), 4) for e in ESTIMATORS},
         "fit_s": {"with_cross_validation": time.perf_counter() - began, "alone": _fit_seconds(application, learn)},
         "answer_us": timed(application, held, profile),
     }
@@ -357,8 +363,11 @@ def verdict(found: Mapping[str, Any]) -> str:
         own = {e: s["rmse"] for e, s in entry["scores"]["all"].items()}
         best = min(own, key=lambda e: own[e])
         if own[entry["chosen"]] > 1.01 * own[best]:
+            two = {e: f"{100 * share:.0f} %" for e, share in entry["worst_two_queries"].items()}
+            mine, other = own[entry["chosen"]], own[best]
             missed.append(
-                f"{application.replace('_', ' ')} (RMSE {own[entry['chosen']]:.2f}, `{best}` {own[best]:.2f})"
+                f"{application.replace('_', ' ')} (RMSE {mine:.2f}, `{best}` {other:.2f}; two queries make"
+                f" {two[entry['chosen']]} of its absolute error, {two[best]} of that of `{best}`)"
             )
     lines = [
         "With all training jobs, where the 95 % interval leaves 0 out:",

@@ -80,7 +80,7 @@ def section(founds: Sequence[Found], given: Options) -> str:
 
 {given.places.link(NAME, "Mean JCT of the ablations relative to llmsched")}
 
-Mean JCT above that of `llmsched`, 300 jobs, offered load {given.load:g}; paired 95 % intervals over seeds:
+Mean JCT above that of `llmsched`, 300 jobs, offered load {given.load:g}; paired 95 % intervals over
 {_counts(runs)}.
 
 {table(["", *WORKLOADS], rows)}
@@ -91,8 +91,8 @@ Mean JCT above that of `llmsched`, 300 jobs, offered load {given.load:g}; paired
 
 def _counts(runs: dict[str, int]) -> str:
     if len(set(runs.values())) == 1:
-        return str(next(iter(runs.values())))
-    return ", ".join(f"{n} ({workload})" for workload, n in runs.items())
+        return f"{next(iter(runs.values()))} seeds"
+    return ", ".join(f"{n} ({workload})" for workload, n in runs.items()) + " seeds"
 
 
 def deviations(founds: Sequence[Found]) -> str:
