@@ -91,8 +91,8 @@ def section(founds: Sequence[Found], given: Options) -> str:
 
 {given.places.link(NAME, "Mean job completion time by workload, number of jobs and policy")}
 
-`fair`, `argus`, `carbyne` and `decima` are not part of this version yet: their rows say *not yet*, and the ranges below are over
-`fcfs` and `sjf` only. `srtf-prior` (mean of the application less what is done) is a baseline of ours.
+`fair`, `argus`, `carbyne` and `decima` are not part of this version: their rows say *not yet*, and the ranges below
+are over `fcfs` and `sjf` only. `srtf-prior` (mean of the application less what is done) is a baseline of ours.
 Reduction = 1 − JCT(policy) / JCT(baseline); negative: the policy is slower. Intervals are paired bootstrap 95 % over
 seeds (runs on the same jobs and arrivals).
 
