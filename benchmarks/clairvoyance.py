@@ -26,7 +26,7 @@ WORKLOADS = ("mixed-nodoc", "chain", "planning", "mixed", "predefined")
 LOADS = (0.85, 1.0, 1.2)
 REFERENCES = ("fcfs", "oracle-pool", "oracle-srtf", "oracle-ready")
 POLICIES = ("llmsched-pool", "llmsched-pool:rank=mean", "srpt", "llmsched", "sjf")
-#: Document merging makes a run several times as long: these have half the seeds.
+#: Document merging makes a run several times as long: these have a quarter of the seeds.
 HEAVY = ("mixed", "predefined")
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     print("\n".join(lines), flush=True)
     for workload in options.workloads.split(","):
-        seeds = max(1, options.seeds // 2) if workload in HEAVY else options.seeds
+        seeds = max(1, options.seeds // 4) if workload in HEAVY else options.seeds
         document = measure(options.traces, options.train, workload, loads, seeds, policies)
         if options.json is not None:
             options.json.mkdir(parents=True, exist_ok=True)
