@@ -1,4 +1,4 @@
-"""What was tried for the order of the default policy: each idea against the plain expected work in the own pool.
+"""What was tried for the order of the default policy: each idea for the rank of what is left in the own pool.
 
     python benchmarks/orderings.py --traces DIR [--workloads chain,planning,mixed-nodoc] [--loads 1.0,1.2] [--seeds 8]
 
@@ -114,9 +114,9 @@ def capped(share: float) -> Rank:
 
 
 ORDERS: dict[str, tuple[Rank, str]] = {
-    "own-pool mean (the default)": (mean, ""),
-    "not calibrated to a full batch": (lambda o, p, _, j: mean(o, p, 1.0, j), ""),
-    "Gittins index": (gittins, ""),
+    "mean": (mean, ""),
+    "mean, not calibrated to a full batch": (lambda o, p, _, j: mean(o, p, 1.0, j), ""),
+    "Gittins index (the default)": (gittins, ""),
     "median": (median, ""),
     "geometric mean": (geometric, ""),
     "mean capped at the 80 % quantile": (capped(0.8), ""),
