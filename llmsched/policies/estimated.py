@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from llmsched.errors import InvalidInput
 from llmsched.model.job import Job, Stage, TaskState
-from llmsched.model.kinds import StageKind
 from llmsched.policies.base import Change, JobLeft, KeyPolicy, TaskEnded, View
 from llmsched.profiler import Knowledge, Outlook, Remaining
+from llmsched.profiler.done import FLOOR, work_done
 
 Scope = Literal["pool", "total"]
 
@@ -22,8 +22,24 @@ Scope = Literal["pool", "total"]
 _RESORTED = 50
 
 
-class EstimatePolicy(KeyPolicy):
-    """A key policy that asks `knowledge`. estimator: by this one; None: the one each profile trusts most.
+def checked_scope(scope: Scope) -> Scope:
+    """The scope itself. Raises InvalidInput for what is none."""
+    if scope not in ("pool", "total"):
+        raise InvalidInput(f"scope is {scope!r}; it must be pool or total", field="scope")
+    return scope
+
+
+class LeftPolicy(KeyPolicy):
+    """A key policy whose key is about what a job has left: its stages are sorted in again when a task is done."""
+
+    def on(self, change: Change, view: View) -> None:
+        super().on(change, view)
+        if isinstance(change, TaskEnded) and change.task.state is TaskState.DONE:
+            self.rekey(change.task.job, view)
+
+
+class EstimatePolicy(LeftPolicy):
+    """A policy that asks `knowledge`. estimator: by this one; None: the one each profile trusts most.
 
     Raises UnknownName for an estimator that does not exist.
     """
@@ -60,14 +76,9 @@ class EstimatePolicy(KeyPolicy):
 
     def on(self, change: Change, view: View) -> None:
         super().on(change, view)
-        match change:
-            case TaskEnded(task) if task.state is TaskState.DONE:
-                self.rekey(task.job, view)
-            case JobLeft(job):
-                self._answers.pop(job.id, None)
-                self.knowledge.forget(job.id)
-            case _:
-                pass
+        if isinstance(change, JobLeft):
+            self._answers.pop(change.job.id, None)
+            self.knowledge.forget(change.job.id)
 
     def begin(self, view: View) -> None:
         if self._revision != self.knowledge.revision:
@@ -104,11 +115,9 @@ class Srpt(EstimatePolicy):
         cross: float = 0.0,
     ) -> None:
         super().__init__(knowledge, estimator)
-        if scope not in ("pool", "total"):
-            raise InvalidInput(f"scope is {scope!r}; it must be pool or total", field="scope")
         if not 0.0 <= cross <= 1.0:
             raise InvalidInput(f"cross is {cross!r}; it must be a share between 0 and 1", field="cross")
-        self._cross = 1.0 if scope == "total" else cross
+        self._cross = 1.0 if checked_scope(scope) == "total" else cross
 
     def key(self, stage: Stage, view: View) -> float:
         left = self.remaining(stage.job)
@@ -125,9 +134,6 @@ class SrtfPrior(EstimatePolicy):
     Source: LLMSched's ablation without the network (section V-C); specification 1.7.
     """
 
-    #: Share of the unfinished stages' means that is always left.
-    FLOOR = 0.1
-
     def __init__(self, knowledge: Knowledge | None = None) -> None:
         super().__init__(knowledge, "mean")
         self._means: dict[tuple[str, int], tuple[int, float]] = {}
@@ -138,7 +144,7 @@ class SrtfPrior(EstimatePolicy):
     def estimate(self, job: Job) -> float:
         """Seconds of reference work."""
         left = sum(work.total for work in self.remaining(job).values())
-        return max(self._mean(job) - self._done(job), self.FLOOR * left)
+        return max(self._mean(job) - work_done(job, self.knowledge.curves), FLOOR * left)
 
     def _mean(self, job: Job) -> float:
         key = (job.application.name, job.application.version)
@@ -146,16 +152,3 @@ class SrtfPrior(EstimatePolicy):
         if known is None or known[0] != self.knowledge.revision:
             known = self._means[key] = self.knowledge.revision, self.knowledge.mean_work(job.application)
         return known[1]
-
-    def _done(self, job: Job) -> float:
-        done = 0.0
-        for stage in job.stages.values():
-            if not stage.done_tasks or stage.tasks is None:
-                continue
-            curve = self.knowledge.curves[stage.pool]
-            for task in stage.tasks:
-                if task.state is TaskState.DONE and task.result is not None:
-                    result = task.result
-                    is_llm = stage.kind is StageKind.LLM
-                    done += curve.reference(result.prompt_tokens, result.output_tokens) if is_llm else result.duration
-        return done

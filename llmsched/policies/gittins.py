@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmsched.errors import InvalidInput
 from llmsched.model.job import Stage
 from llmsched.policies.base import View
-from llmsched.policies.estimated import EstimatePolicy, Scope
+from llmsched.policies.estimated import EstimatePolicy, Scope, checked_scope
 from llmsched.profiler import Knowledge
 from llmsched.profiler.history import Array
 
@@ -31,9 +30,7 @@ class Gittins(EstimatePolicy):
 
     def __init__(self, knowledge: Knowledge | None = None, estimator: str | None = None, scope: Scope = "pool") -> None:
         super().__init__(knowledge, estimator)
-        if scope not in ("pool", "total"):
-            raise InvalidInput(f"scope is {scope!r}; it must be pool or total", field="scope")
-        self._scope = scope
+        self._scope = checked_scope(scope)
 
     def key(self, stage: Stage, view: View) -> float:
         outlook = self.outlook(stage.job)

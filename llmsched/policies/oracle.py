@@ -6,10 +6,9 @@ ready, and believes what history says of the rest: the ceiling for any predictor
 
 from __future__ import annotations
 
-from llmsched.errors import InvalidInput
-from llmsched.model.job import Job, Stage, TaskState
-from llmsched.policies.base import Change, KeyPolicy, TaskEnded, View
-from llmsched.policies.estimated import Scope
+from llmsched.model.job import Job, Stage
+from llmsched.policies.base import View
+from llmsched.policies.estimated import LeftPolicy, Scope, checked_scope
 from llmsched.policies.pool import LlmschedPool
 from llmsched.profiler import Knowledge, Outlook, Truth
 from llmsched.profiler.ceiling import Ceiling
@@ -17,7 +16,7 @@ from llmsched.profiler.estimator import Estimator
 from llmsched.profiler.kernel import HistoryEstimator
 
 
-class Oracle(KeyPolicy):
+class Oracle(LeftPolicy):
     """Shortest true remaining work first. truth: handed in by the simulator, which has the recordings.
 
     scope "pool": in the pool the task is for; "total": in all pools.
@@ -27,21 +26,14 @@ class Oracle(KeyPolicy):
 
     def __init__(self, truth: Estimator, scope: Scope = "pool") -> None:
         super().__init__()
-        if scope not in ("pool", "total"):
-            raise InvalidInput(f"scope is {scope!r}; it must be pool or total", field="scope")
         self._truth = truth
-        self._scope = scope
+        self._scope = checked_scope(scope)
 
     def key(self, stage: Stage, view: View) -> float:
         left = self._truth.remaining(stage.job)
         if self._scope == "total":
             return sum(work.total for work in left.values())
         return left[stage.pool].total if stage.pool in left else 0.0
-
-    def on(self, change: Change, view: View) -> None:
-        super().on(change, view)
-        if isinstance(change, TaskEnded) and change.task.state is TaskState.DONE:
-            self.rekey(change.task.job, view)
 
 
 class OracleReady(LlmschedPool):

@@ -15,14 +15,12 @@ import numpy as np
 from llmsched.model.application import Application
 from llmsched.model.job import Job, Stage, StageState
 from llmsched.profiler.bayesnet import BayesEstimator
+from llmsched.profiler.done import FLOOR, finished_work
 from llmsched.profiler.evidence import OPEN, UNKNOWN, Evidence
 from llmsched.profiler.reading import Reading
-from llmsched.profiler.sight import Reduction, Sight, finished_work
+from llmsched.profiler.sight import Reduction, Sight
 from llmsched.profiler.spans import extremes
 from llmsched.profiler.uncertainty import Uncertainty
-
-#: Share of the unfinished stages' means that is always left.
-FLOOR = 0.1
 
 
 class Averages(Uncertainty):

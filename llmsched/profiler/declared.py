@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from llmsched.model.application import Application
 from llmsched.model.job import Job, Stage, TaskState
 from llmsched.model.kinds import StageKind
@@ -38,10 +36,7 @@ class DeclaredEstimator:
         return left
 
     def outlook(self, job: Job, running: Running | None = None) -> Outlook:
-        left = self.remaining(job, running)
-        works = list(left.values())
-        fixed, decode = np.array([[w.fixed for w in works]]), np.array([[w.decode for w in works]])
-        return Outlook(tuple(left), np.ones(1), fixed, decode)
+        return Outlook.certain(self.remaining(job, running))
 
     def _add(self, left: dict[str, Work], stage: Stage) -> None:
         expected = self._inner(stage) if stage.spec.parent is not None else stage.spec.expected

@@ -47,6 +47,13 @@ class Outlook:
     fixed: Array
     decode: Array
 
+    @classmethod
+    def certain(cls, left: Remaining) -> Outlook:
+        """One case: this is left, and nothing else."""
+        works = list(left.values())
+        fixed, decode = np.array([[w.fixed for w in works]]), np.array([[w.decode for w in works]])
+        return cls(tuple(left), np.ones(1), fixed, decode)
+
     def totals(self, pool: str | None = None, factor: float = 1.0) -> Array:
         """(m,) seconds left in a pool, or in all of them, with `factor` = l(b) / l(1) (LLMSched, Eq. 2)."""
         if pool is None:

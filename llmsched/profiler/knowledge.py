@@ -80,10 +80,11 @@ class Knowledge:
 
         Raises UnknownName for an estimator that does not exist.
         """
-        if estimator is None:
+        name = self.known_estimator(estimator)
+        if name is None:
             self._overrides.pop(application, None)
         else:
-            self._overrides[application] = self.known_estimator(estimator) or ""
+            self._overrides[application] = name
         self._changed(application)
 
     def estimator_of(self, application: str) -> str:

@@ -14,8 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from llmsched.model.application import Application
-from llmsched.model.job import Job, Stage, TaskState
-from llmsched.model.kinds import StageKind
+from llmsched.model.job import Job, Stage
 from llmsched.profiler.bins import Array
 from llmsched.profiler.declared import DeclaredEstimator
 from llmsched.profiler.history import Curves
@@ -104,18 +103,3 @@ class DeclaredSeer:
     def reduction(self, job: Job, stage: Stage, sight: Sight) -> Reduction:
         nothing = (0.0,) * sight.parts.shape[2]
         return Reduction(nothing, nothing)
-
-
-def finished_work(stage: Stage, curves: Curves) -> tuple[float, float]:
-    """Reference seconds, fixed and decode, of the finished tasks of a stage."""
-    fixed = decode = 0.0
-    curve = curves[stage.pool]
-    for task in stage.tasks or ():
-        if task.state is not TaskState.DONE or task.result is None:
-            continue
-        if stage.kind is StageKind.LLM:
-            fixed += curve.prefill(task.result.prompt_tokens)
-            decode += task.result.output_tokens * curve.decode(1)
-        else:
-            fixed += task.result.duration
-    return fixed, decode

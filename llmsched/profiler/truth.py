@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from llmsched.model.job import Job, TaskState
 from llmsched.model.kinds import StageKind
 from llmsched.model.recording import RecordedStage, Recording
@@ -52,11 +50,4 @@ class Truth:
         return Work(fixed, decode)
 
     def outlook(self, job: Job, running: Running | None = None) -> Outlook:
-        left = self.remaining(job, running)
-        works = list(left.values())
-        return Outlook(
-            tuple(left),
-            np.ones(1),
-            np.array([[w.fixed for w in works]]),
-            np.array([[w.decode for w in works]]),
-        )
+        return Outlook.certain(self.remaining(job, running))

@@ -27,6 +27,7 @@ from llmsched.model.kinds import StageKind
 from llmsched.profiler.bayesnet import BayesEstimator
 from llmsched.profiler.bins import Array, Bins
 from llmsched.profiler.cases import Tables
+from llmsched.profiler.done import finished_work
 from llmsched.profiler.evidence import OPEN, UNKNOWN, Evidence
 from llmsched.profiler.history import OUTPUT, TASKS
 from llmsched.profiler.information import (
@@ -39,7 +40,7 @@ from llmsched.profiler.information import (
 )
 from llmsched.profiler.plans import plan_statistics
 from llmsched.profiler.reading import Reading
-from llmsched.profiler.sight import Reduction, Sight, finished_work
+from llmsched.profiler.sight import Reduction, Sight
 from llmsched.profiler.spans import Spans
 from llmsched.profiler.stages import StageNetwork, learn_stages
 
@@ -137,7 +138,7 @@ class Uncertainty:
             stage, bins = job.stages[name], self.stages.bins[v]
             assert isinstance(bins, Bins)
             alone = self.tables.curves[stage.pool].decode(1)
-            done = finished_work(stage, self.tables.curves)[1] if self.reading.sampled else 0.0
+            done = finished_work(stage, self.tables.curves).decode if self.reading.sampled else 0.0
             if alone and lowest < bins.n_states - 1 and (seconds + done) / alone >= bins.hi[lowest]:
                 return True
         return False

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import NamedTuple
 
-from llmsched.model.job import Job, TaskState
-from llmsched.model.kinds import StageKind
-from llmsched.profiler import Curves, Knowledge, Profile
+from llmsched.model.job import Job
+from llmsched.profiler import Knowledge, Profile
+from llmsched.profiler.done import work_done
 from llmsched.runtime.drift import DriftGuard
 from llmsched.runtime.eta import Calibration, Eta
 from llmsched.runtime.observer import Observer, Silent
@@ -151,19 +151,3 @@ class Foresight:
         if found is None:
             found = self._calibrations[name] = Calibration(1.0 / self._speed)
         return found
-
-
-def work_done(job: Job, curves: Curves) -> float:
-    """Reference seconds of all tasks that are done."""
-    seconds = 0.0
-    for stage in job.stages.values():
-        if not stage.done_tasks:
-            continue
-        curve, is_llm = curves[stage.pool], stage.kind is StageKind.LLM
-        for task in stage.tasks or ():
-            if task.state is TaskState.DONE and (result := task.result) is not None:
-                if is_llm:
-                    seconds += curve.reference(result.prompt_tokens or task.prompt_tokens, result.output_tokens)
-                else:
-                    seconds += result.duration
-    return seconds

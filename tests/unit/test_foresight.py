@@ -12,9 +12,10 @@ from llmsched.catalogue import installed_applications
 from llmsched.model.job import Job
 from llmsched.model.recording import Recording
 from llmsched.profiler import Curves, Knowledge, Profile, Truth, fit
+from llmsched.profiler.done import work_done
 from llmsched.profiler.walk import walk
 from llmsched.runtime import foresight as module
-from llmsched.runtime.foresight import Foresight, work_done
+from llmsched.runtime.foresight import Foresight
 from llmsched.runtime.observer import Silent
 from llmsched.workloads import generate
 
