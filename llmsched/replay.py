@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmsched.errors import BackendError
+from llmsched.model.latency import GENERIC_7B, LatencyCurve
 from llmsched.runtime.api import Api, ApiError, Unavailable
 from llmsched.simulator.statistics import Run, samples_of, summary
 from llmsched.workloads import Arrival
@@ -50,13 +51,14 @@ async def replay(
     policy: str,
     seed: int,
     speed: float = 1.0,
+    curve: LatencyCurve = GENERIC_7B,
     progress: Callable[[int, int], None] = lambda sent, ended: None,
     patience: float = PATIENCE,
 ) -> ReplayRun:
     """Submits every arrival at its moment (seconds divided by `speed`) and waits until all jobs have ended.
 
-    policy, seed: noted in the run. progress: called with the numbers of jobs sent and ended. patience: seconds for
-    which a service that does not answer is borne.
+    policy, seed: noted in the run. curve: of an engine, for what a job takes alone (slowdowns). progress: called with
+    the numbers of jobs sent and ended. patience: seconds for which a service that does not answer is borne.
     Raises BackendError if the service stays away, ApiError as soon as it refuses a job for good.
     """
     run = ReplayRun(policy, seed, lag=[0.0] * len(arrivals))
@@ -89,6 +91,7 @@ async def replay(
     ends = [follower.ends[id] for id in ids]
     for arrival, end in zip(arrivals, ends, strict=True):
         run.jobs.append((arrival.recording.application, end.seconds * speed if end.completed else None))
+        run.alone.append(arrival.recording.alone_seconds(curve))
     wall = max(e.at for e in ends) - min(e.at - e.seconds for e in ends) if ends else 0.0
     run.makespan = wall * speed
     engines = {e["id"]: e["pool"] for e in (await api.get("/v1/engines"))["items"]}

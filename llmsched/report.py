@@ -15,7 +15,7 @@ from llmsched.simulator.statistics import Run
 _COLOURS = ("#3b6ea8", "#e08e2b", "#5aa469", "#a8456b", "#7a6bb0", "#8c8c8c")
 
 #: Shares of a gain, and their headings.
-_SHARES = {"clairvoyant_share": "of the clairvoyant gain", "ceiling_share": "of what can be known"}
+_SHARES = {"clairvoyant_share": "of the\nclairvoyant gain", "ceiling_share": "of what\ncan be known"}
 
 
 def unit_of(document: Mapping[str, Any]) -> str:
@@ -33,19 +33,21 @@ def table(document: Mapping[str, Any], *, load: float | None = None, machines: s
     first = entries[0]["policy"]
     some_failed = any(run["failed"] for run in runs)
     shares = [key for key in _SHARES if any(key in entry for entry in entries)]
+    knows_slowdowns = any(run.get("jain") is not None for run in runs)
     title = f"Job completion time in {unit_of(document)}" + (f": {machines}" if machines else "")
-    gap = 2 if len(shares) < len(_SHARES) else 1  # so that the widest table fits into a pipe
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), title=title, title_justify="left", title_style="bold")
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="bold")
     shown.add_column("policy", no_wrap=True)
     headings = [
         "jobs",
         *(["failed"] if some_failed else []),
         "mean",
         "95 % interval",
-        "median",
+        "P50",
         "P95",
-        "LLM slots busy",
-        *([f"mean against {first}"] if len(entries) > 1 else []),
+        "P99",
+        *(["slowdown\nat most", "Jain"] if knows_slowdowns else []),
+        "LLM\nbusy",
+        *([f"mean against\n{first}"] if len(entries) > 1 else []),
         *(_SHARES[key] for key in shares),
     ]
     for heading in headings:
@@ -58,10 +60,11 @@ def table(document: Mapping[str, Any], *, load: float | None = None, machines: s
             *([str(sum(r["failed"] for r in own))] if some_failed else []),
             _number(entry["mean_jct"]),
             "" if entry["ci95"] is None else "{:.2f} – {:.2f}".format(*entry["ci95"]),
-            _number(_mean(r["p50_jct"] for r in own)),
-            _number(_mean(r["p95_jct"] for r in own)),
-            "{:.0%}".format(_mean(r["utilisation"].get("llm") for r in own) or 0.0),
+            *(_number(_mean(r[key] for r in own), 1) for key in ("p50_jct", "p95_jct", "p99_jct")),
         ]
+        if knows_slowdowns:
+            cells += [_number(_mean(r["max_slowdown"] for r in own), 0), _number(_mean(r["jain"] for r in own))]
+        cells.append("{:.0%}".format(_mean(r["utilisation"].get("llm") for r in own) or 0.0))
         if len(entries) > 1:
             versus = entry["vs"].get(first)
             cells.append("" if versus is None else _percent(versus["change_pct"], versus["ci95"], "+"))
@@ -74,7 +77,7 @@ def table(document: Mapping[str, Any], *, load: float | None = None, machines: s
 
 def _percent(value: float, interval: Sequence[float] | None, sign: str = "") -> str:
     shown = f"{value:{sign}.1f} %"
-    return shown if interval is None else f"{shown} ({interval[0]:{sign}.1f} … {interval[1]:{sign}.1f})"
+    return shown if interval is None else f"{shown} ({interval[0]:{sign}.0f} … {interval[1]:{sign}.0f})"
 
 
 def _mean(values: Any) -> float | None:
@@ -82,8 +85,8 @@ def _mean(values: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def plot(document: Mapping[str, Any], runs: Sequence[Run], directory: Path, *, title: str = "") -> Path:

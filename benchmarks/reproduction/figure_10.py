@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import pictures
 from document import Options, options, percent, table
-from figure_7 import POLICIES, seeds
+from figure_7 import seeds
 from simulations import JOBS, WORKLOADS, Cell, Found, simulate
 
 NAME = "figure-10"
+POLICIES = ("fcfs", "sjf", "srtf-prior", "llmsched-wo-bn", "llmsched-wo-uncertainty", "llmsched", "llmsched-pool")
 #: Mean JCT higher than that of LLMSched by so many per cent.
 PUBLISHED = {
     "llmsched-wo-bn": {"mixed": 18, "predefined": 17, "chain": 20, "planning": 5},

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 #: Policies of the paper and ours; ours are the strong colours.
 POLICY = {
     "fcfs": "#8c8c8c",
+    "fair": "#b8b8b8",
     "sjf": "#c9b037",
+    "argus": "#8a6d4a",
+    "carbyne": "#9ab83f",
+    "decima": "#7a6bb0",
     "srtf-prior": "#5aa469",
     "llmsched-wo-bn": "#d58fb0",
     "llmsched-wo-uncertainty": "#a8456b",

@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from llmsched import __version__
-from llmsched.cli import client, demo, fit, local, replay, serve, simulate
+from llmsched.cli import client, demo, fit, local, replay, serve, simulate, train
 from llmsched.cli.console import complain
 from llmsched.errors import InvalidInput, LlmschedError
 
 #: Commands whose names are taken, and what they will do.
 PLANNED = {
     "calibrate": "measure the latency curve of an engine",
-    "train": "train learned policies",
 }
 
 app = typer.Typer(
@@ -27,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     add_completion=False,
 )
-for part in (serve, client, local, replay, simulate, demo, fit):
+for part in (serve, client, local, replay, simulate, demo, fit, train):
     part.register(app)
 
 

@@ -38,8 +38,16 @@ def serve(
     policy: Annotated[
         str | None, typer.Option(help="Order of ready work; see llmsched policies.", show_default=DEFAULT_POLICY)
     ] = None,
+    max_wait: Annotated[
+        float | None,
+        typer.Option(help="Seconds in the system after which a job goes first within its class, whatever the policy."),
+    ] = None,
     profiles: Annotated[
         Path | None, typer.Option(help="Folder of profiles to start with, as llmsched fit --out writes it.")
+    ] = None,
+    ranker: Annotated[
+        Path | None,
+        typer.Option(help="Model of answer lengths, as train ranker writes it.", show_default="the shipped one"),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Slots for regular tasks.", show_default="4")] = None,
     store: Annotated[
@@ -63,7 +71,9 @@ def serve(
         latency=latency,
         max_batch=max_batch,
         policy=policy,
+        max_wait=max_wait,
         profiles=profiles,
+        ranker=ranker,
         workers=workers,
         store=store,
         log_format=log_format,
@@ -109,6 +119,10 @@ def emulate(
     model: Annotated[str, typer.Option(help="Name of the model it claims to serve.")] = "emulated",
     max_model_len: Annotated[int, typer.Option(help="Longest context in tokens.")] = 32_768,
     seed: Annotated[int, typer.Option(help="Decides what a prompt is answered with.")] = 0,
+    prefix_cache: Annotated[
+        bool, typer.Option(help="What prompts share with earlier sequences costs no prefill, as in vLLM.")
+    ] = True,
+    cache_blocks: Annotated[int, typer.Option(help="Prefixes that are kept, in blocks of 16 tokens.")] = 32_768,
 ) -> None:
     """Run emulated vLLM engines: the OpenAI API and vllm:* metrics, with real batching delays and no GPU."""
     from llmsched.runtime.emulator.engine import run as run_emulator
@@ -124,4 +138,6 @@ def emulate(
         scheduling_policy="priority",
         max_model_len=max_model_len,
         seed=seed,
+        prefix_cache=prefix_cache,
+        cache_blocks=cache_blocks,
     )

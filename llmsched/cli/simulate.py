@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from llmsched.catalogue import installed_applications
 from llmsched.cli.console import errors, note, out
 from llmsched.errors import InvalidInput
 from llmsched.profiler import Knowledge
+from llmsched.profiler.lengths import Lengths, default_lengths
 from llmsched.runtime.emulator.settings import read_latency_curve
 from llmsched.simulator.experiment import (
     Comparison,
@@ -30,7 +33,10 @@ from llmsched.simulator.experiment import (
     size,
     to_json,
 )
-from llmsched.workloads import read_arrivals
+from llmsched.training.encoder import load_encoder
+from llmsched.training.ranker import sample
+from llmsched.training.ranker import train as train_lengths
+from llmsched.workloads import Prompts, read_arrivals
 
 _RATE = 0.9
 _LOAD = 1.0
@@ -90,7 +96,19 @@ def simulate(
     parallel: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default as many as there are processors.")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of prompts beside the traces, for policies that read them. Default: ../prompts of --traces."
+        ),
+    ] = None,
+    ranker: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model of answer lengths, as train ranker writes it. Without it one is trained on the jobs to learn "
+            "from; where LightGBM is not installed, it is the one that ships."
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers into this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write pictures into this folder.")] = None,
 ) -> None:
@@ -99,8 +117,6 @@ def simulate(
     The scheduler is that of the service, unmodified; engines and workers are simulated. What policies know of the
     applications is learned from other jobs than those that run.
     """
-    if prompts is not None:
-        raise InvalidInput("--prompts is not part of this version yet: no policy reads prompts; leave it out")
     for path in (json_file.parent if json_file else None, plot.parent if plot else None):
         if path is not None and not path.is_dir():
             raise InvalidInput(f"there is no folder {str(path)!r} to write into; make it first")
@@ -111,7 +127,10 @@ def simulate(
     is_recorded = not arrivals.startswith(("poisson", "gamma"))
     process = read_arrivals(Path(arrivals)) if is_recorded and Path(arrivals).is_file() else arrivals
     learns = any(choice.learns for choice in choices)
-    source = prepare(workload, traces, train, learns=learns)
+    predicts = any(choice.predicts for choice in choices)
+    source = prepare(workload, traces, train, learns=learns or predicts)
+    model = None if ranker is None else Lengths.load(str(ranker))
+    texts = _prompts(prompts, traces, source) if predicts else None
     applications = installed_applications()
     work = Work.of(source.workload, applications, curve)
     given = {"engines": engines, "slots": slots, "workers": workers}
@@ -142,6 +161,8 @@ def simulate(
         note(str(sizing))
     if learns:
         comparison = comparison.knowing(_learn(source, comparison))
+    if predicts:
+        comparison = _predicting(comparison, source, model, texts)
     with _bar(len(comparison.cases) * jobs) as progress:
         runs = compare(comparison, parallel=parallel, progress=progress)
     settings = {
@@ -155,6 +176,8 @@ def simulate(
         "seed": seed,
         "traces": str(traces) if traces else None,
         "train": str(train) if train else None,
+        "prompts": comparison.prompts is not None,
+        "ranker": str(ranker) if ranker else None,
         "split": source.split,
         "training_jobs": {name: len(learned) for name, learned in source.training.items()},
         "latency": curve.to_json(),
@@ -213,6 +236,31 @@ def _learn(source: Source, comparison: Comparison) -> Knowledge:
             " figures of policies that learn are too good"
         )
     return knowledge
+
+
+def _prompts(folder: Path | None, traces: Path | None, source: Source) -> Prompts | None:
+    """Those of a folder, by default of the one beside the traces; None where there are none."""
+    if folder is None and traces is not None and (beside := traces.parent / "prompts").is_dir():
+        folder = beside
+    return None if folder is None else Prompts.load(folder, source.workload.applications)
+
+
+def _predicting(comparison: Comparison, source: Source, given: Lengths | None, prompts: Prompts | None) -> Comparison:
+    """The comparison with a model of lengths, and says which. given: the one that was asked for."""
+    if given is not None:
+        lengths = given
+        if (encoder := lengths.about.get("encoder")) is not None and prompts is not None:
+            prompts = prompts.read_by(load_encoder(Path(encoder)))
+        note(f"lengths predicted by the given model, trained on {lengths.about.get('trained_on', 'unknown jobs')}")
+    elif find_spec("lightgbm") is not None:
+        with errors.status("learning lengths …"):
+            answers = sample(source.training, comparison.applications, prompts)
+            lengths = train_lengths(answers, {"texts": prompts is not None})
+        note(f"lengths learned from {len(answers)} answers, {'with' if prompts is not None else 'without'} prompts")
+    else:
+        lengths = default_lengths()
+        note("lengths predicted by the model that ships: LightGBM is not installed; pip install 'llmsched[train]'")
+    return replace(comparison, lengths=lengths, prompts=prompts)
 
 
 @contextmanager

@@ -61,6 +61,9 @@ class Metrics:
         self._retries = Counter(
             "llmsched_task_retries", "Failed attempts that are repeated, by reason.", ["pool", "reason"], registry=r
         )
+        self._slices = Counter(
+            "llmsched_slices", "Attempts that ended at their cap of tokens; the task goes on.", ["pool"], registry=r
+        )
         self._decision = Histogram(
             "llmsched_decision_seconds", "One decision, bookkeeping included.", buckets=DECISION, registry=r
         )
@@ -114,6 +117,9 @@ class Metrics:
 
     def task_retried(self, pool: str, reason: str) -> None:
         self._retries.labels(pool, reason).inc()
+
+    def task_sliced(self, pool: str) -> None:
+        self._slices.labels(pool).inc()
 
     def explored(self) -> None:
         self._explorations.inc()

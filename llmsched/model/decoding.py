@@ -11,8 +11,8 @@ submit ──► waiting ──► prefilling ──► decoding ──► finis
 
 * The server has `max_batch` slots; a sequence holds one from admission to its end. The queue is ordered
   by (priority, order of arrival), the lowest priority number first, as in vLLM. Nothing is preempted.
-* A sequence first reads its prompt for `curve.prefill(prompt_tokens)` seconds. Prefill is chunked: it
-  delays its own sequence and nobody else, and does not count in the batch b.
+* A sequence first reads its prompt, less what the server has cached of it, for `curve.prefill(tokens)`
+  seconds. Prefill is chunked: it delays its own sequence and nobody else, and does not count in the batch b.
 * Then it decodes. All b decoding sequences get one token every l(b) seconds, continuously (a fluid: half
   a period is half a token), so that alone it takes prefill + output_tokens × l(1), the reference work.
 
@@ -43,6 +43,7 @@ class Sequence:
     __slots__ = (
         "admitted_at",
         "arrived_at",
+        "cached_tokens",
         "decoding_at",
         "finish_point",
         "finished_at",
@@ -60,6 +61,8 @@ class Sequence:
         self.output_tokens = output_tokens
         self.priority = priority
         self.arrived_at = at
+        #: of the prompt, that need no prefill
+        self.cached_tokens = 0
         #: when it got its slot
         self.admitted_at: float | None = None
         #: when its prefill ended
@@ -73,6 +76,7 @@ class DecodingServer:
     """Who decodes what until when, on one engine. Time never goes back: InvalidTransition if it does.
 
     on_decoding: called with each sequence at the moment its prefill ends (an emulator wakes its stream).
+    cached: asked when a sequence gets its slot how many tokens of its prompt need no prefill (None: all do).
     """
 
     def __init__(
@@ -81,11 +85,13 @@ class DecodingServer:
         max_batch: int,
         *,
         on_decoding: Callable[[Sequence], None] | None = None,
+        cached: Callable[[Sequence], int] | None = None,
     ) -> None:
         assert max_batch >= 1, "a server needs a slot"
         self.curve = curve
         self.max_batch = max_batch
         self._on_decoding = on_decoding
+        self._cached = cached
         self._now = -inf
         self._submitted = 0
         self._sequences: dict[str, Sequence] = {}
@@ -226,7 +232,9 @@ class DecodingServer:
 
     def _admit(self, sequence: Sequence, at: float) -> None:
         sequence.admitted_at = at
-        ready_at = at + self.curve.prefill(sequence.prompt_tokens)
+        if self._cached is not None:
+            sequence.cached_tokens = self._cached(sequence)
+        ready_at = at + self.curve.prefill(sequence.prompt_tokens - sequence.cached_tokens)
         heappush(self._prefilling, (ready_at, sequence.number, sequence))
 
     def _fill(self, at: float) -> None:

@@ -27,6 +27,7 @@ from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
 from llmsched.model.application import Application
+from llmsched.model.prompt import PromptText
 from llmsched.model.spec import StageSpec
 
 
@@ -74,10 +75,12 @@ class Reveal(NamedTuple):
     """A stage is now known to run, with one task per entry of `prompt_tokens` (0: unknown, or regular).
 
     `spec.after` lists the stages it really waits for; a dynamic placeholder is revealed without tasks.
+    texts: what is known of each task's prompt, for policies that ask; () where nothing is.
     """
 
     spec: StageSpec
     prompt_tokens: tuple[int, ...] = ()
+    texts: tuple[PromptText | None, ...] = ()
 
 
 # --------------------------------------------------------------------------------------------------- events

@@ -24,6 +24,7 @@ from llmsched.errors import InvalidTransition
 from llmsched.model.application import Application
 from llmsched.model.events import JobClass, TaskRef, TaskResult
 from llmsched.model.kinds import StageKind
+from llmsched.model.prompt import PromptText
 from llmsched.model.spec import StageSpec
 
 
@@ -86,13 +87,16 @@ class Task:
         "stage",
         "started_at",
         "state",
+        "text",
     )
 
-    def __init__(self, stage: Stage, index: int, prompt_tokens: int) -> None:
+    def __init__(self, stage: Stage, index: int, prompt_tokens: int, text: PromptText | None = None) -> None:
         self.stage = stage
         self.index = index
         #: Length of the prompt in tokens, known once the stage is revealed; 0: unknown, or a regular task.
         self.prompt_tokens = prompt_tokens
+        #: What is known of the words of its prompt; None: nothing, or nobody asked.
+        self.text = text
         self.state = TaskState.READY
         #: Counts dispatches; news of an earlier attempt is stale.
         self.attempt = 0

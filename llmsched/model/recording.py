@@ -161,6 +161,20 @@ class Recording:
         llm = sum(curve.reference(t.prompt_tokens, t.output_tokens) for t in self.tasks(StageKind.LLM))
         return {"llm": llm, "regular": self.regular_seconds}
 
+    def alone_seconds(self, curve: ReferenceCurve) -> float:
+        """Seconds of the job if nothing else ran: its longest path, every task at once that can be, each alone."""
+        ends: dict[str, float] = {}
+        for stage in self.stages:
+            start = max((ends[p] for p in stage.after), default=0.0)
+            if stage.kind is StageKind.LLM:
+                longest = max((curve.reference(t.prompt_tokens, t.output_tokens) for t in stage.tasks), default=0.0)
+            else:
+                longest = max((t.duration for t in stage.tasks), default=0.0)
+            ends[stage.name] = max(ends.get(stage.name, 0.0), start + longest)
+            if stage.parent is not None:  # whoever waits for a dynamic stage waits for its plan
+                ends[stage.parent] = max(ends.get(stage.parent, 0.0), ends[stage.name])
+        return max(ends.values(), default=0.0)
+
 
 def _stage_json(stage: RecordedStage, generates: list[str]) -> dict[str, Any]:
     tasks: list[dict[str, Any]]

@@ -12,13 +12,14 @@ The recording is authoritative: where it differs from the template, it runs as r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from llmsched.model.application import Application
 from llmsched.model.events import Reveal
 from llmsched.model.kinds import StageKind
+from llmsched.model.prompt import PromptText
 from llmsched.model.recording import RecordedStage, RecordedTask, Recording
 from llmsched.model.spec import DEFAULT_POOLS, StageSpec
 
@@ -28,6 +29,10 @@ class Unfolded(NamedTuple):
 
     reveals: tuple[Reveal, ...] = ()
     skipped: tuple[str, ...] = ()
+
+
+Texts = Callable[[str], PromptText | None]
+"""What is known of the prompt that all calls of a stage share; None: nothing."""
 
 
 def pool_of(application: Application, stage: RecordedStage) -> str:
@@ -59,10 +64,11 @@ def candidate_of(application: Application, stage: RecordedStage) -> str | None:
 
 
 class RecordedUnfolding:
-    """Deals out one recording of `application`, stage by stage."""
+    """Deals out one recording of `application`, stage by stage. texts: what the prompt of a stage is like."""
 
-    def __init__(self, application: Application, recording: Recording) -> None:
+    def __init__(self, application: Application, recording: Recording, texts: Texts | None = None) -> None:
         self._application = application
+        self._texts = texts
         self._stages = {s.name: s for s in recording.stages}
         self._over: set[str] = set()
         self._hidden = dict.fromkeys(self._stages)
@@ -114,7 +120,9 @@ class RecordedUnfolding:
 
     def _reveal(self, stage: RecordedStage) -> Iterator[Reveal]:
         del self._hidden[stage.name]
-        yield Reveal(self._spec(stage), tuple(t.prompt_tokens for t in stage.tasks))
+        text = self._texts(stage.name) if self._texts is not None and stage.kind is StageKind.LLM else None
+        texts = () if text is None else (text,) * len(stage.tasks)
+        yield Reveal(self._spec(stage), tuple(t.prompt_tokens for t in stage.tasks), texts)
         if stage.kind is StageKind.DYNAMIC:
             plan = [s for s in self._stages.values() if s.parent == stage.name]
             for inner in plan:

@@ -2,7 +2,8 @@
 
 The core calls `on` for every change, `begin` once per batch, and `picks` for each pool that has both a free slot and a
 ready task; it takes as many picks as there are slots. A policy never mutates the view and never learns which
-world it runs in. Most policies are a sort key: derive from `KeyPolicy`.
+world it runs in. Most policies are a sort key: derive from `KeyPolicy` where all tasks of a stage have the same, from
+`TaskKeyPolicy` where each has its own.
 
 Ties end in submission order: (arrival, job number, stage, task).
 """
@@ -47,6 +48,15 @@ class StageDrained(NamedTuple):
     stage: Stage
 
 
+class TaskReady(NamedTuple):
+    """A task waits again that ran before (its slice, its executor or its back-off is over), beside others of its stage.
+
+    Where none of its stage was ready, `StageReady` tells of it instead.
+    """
+
+    task: Task
+
+
 class TaskStarted(NamedTuple):
     task: Task
 
@@ -57,7 +67,7 @@ class TaskEnded(NamedTuple):
     task: Task
 
 
-Change = JobArrived | JobChanged | JobLeft | StageReady | StageDrained | TaskStarted | TaskEnded
+Change = JobArrived | JobChanged | JobLeft | StageReady | StageDrained | TaskReady | TaskStarted | TaskEnded
 
 
 class Pick(NamedTuple):
@@ -104,6 +114,12 @@ class Policy(Protocol):
     def begin(self, view: View) -> None: ...
 
     def picks(self, pool: str, view: View) -> Iterator[Pick]: ...
+
+
+def reads_prompts(policy: Policy) -> bool:
+    """Whether a policy, or one that it wraps, goes by what prompts are like; then whoever runs it should say so."""
+    inner: Policy | None = getattr(policy, "policy", None)
+    return bool(getattr(policy, "reads_prompts", False)) or (inner is not None and reads_prompts(inner))
 
 
 # ------------------------------------------------------------------------------------------------ key policies
@@ -172,3 +188,72 @@ class KeyPolicy(ABC):
         entry = self._entries.pop((stage.job.id, stage.name), None)
         if entry is not None:
             self._queues[stage.pool].remove(entry)
+
+
+class TaskKeyPolicy(ABC):
+    """A policy that orders ready tasks, one by one, by a key: override `key`, ascending.
+
+    Keys need only be comparable within a pool. `rekey` sorts a task in again when its key has changed; a policy whose
+    keys depend on time does so in `begin`.
+    """
+
+    keeps_classes = True
+    #: What the key is called where a decision is explained.
+    key_name = "key"
+
+    def __init__(self) -> None:
+        self._queues: dict[str, SortedKeyList[Any, Any]] = {}
+        #: Entries of ready tasks by stage, then by index of the task.
+        self._entries: dict[tuple[str, str], dict[int, tuple[Any, ...]]] = {}
+
+    @abstractmethod
+    def key(self, task: Task, view: View) -> Any:
+        """What to sort by, smallest first. Asked once, when the task becomes ready."""
+
+    def pick(self, task: Task, key: Any, view: View) -> Pick:
+        """The pick of a task with this key."""
+        return Pick(task, why={self.key_name: key})
+
+    def on(self, change: Change, view: View) -> None:
+        match change:
+            case StageReady(stage):
+                assert stage.tasks is not None, stage
+                for index in stage.ready:
+                    self._insert(stage.tasks[index], view)
+            case TaskReady(task):
+                self._insert(task, view)
+            case TaskStarted(task):
+                self._remove(task)
+            case StageDrained(stage):
+                for entry in self._entries.pop((stage.job.id, stage.name), {}).values():
+                    self._queues[stage.pool].remove(entry)
+            case _:
+                pass
+
+    def rekey(self, task: Task, view: View) -> None:
+        """Sorts a ready task in again: its key may have changed. Nothing happens to one that is not ready."""
+        if self._remove(task):
+            self._insert(task, view)
+
+    def begin(self, view: View) -> None:  # noqa: B027 (a default, to be overridden only by who needs it)
+        """Nothing to do: the queues are kept in order by `on`."""
+
+    def picks(self, pool: str, view: View) -> Iterator[Pick]:
+        for _, key, *_, task in self._queues.get(pool, ()):
+            yield self.pick(task, key, view)
+
+    def _insert(self, task: Task, view: View) -> None:
+        stage, job = task.stage, task.job
+        entry = (job.job_class, self.key(task, view), job.arrived_at, job.number, stage.order, task.index, task)
+        queue = self._queues.get(stage.pool)
+        if queue is None:
+            queue = self._queues[stage.pool] = SortedKeyList(key=_sort_key)
+        queue.add(entry)
+        self._entries.setdefault((job.id, stage.name), {})[task.index] = entry
+
+    def _remove(self, task: Task) -> bool:
+        entry = self._entries.get((task.job.id, task.stage.name), {}).pop(task.index, None)
+        if entry is None:
+            return False
+        self._queues[task.pool].remove(entry)
+        return True

@@ -13,8 +13,8 @@ import numpy as np
 
 from llmsched.model.job import Job
 from llmsched.profiler.bins import States
-from llmsched.profiler.cases import Tables, add_open, add_plans
-from llmsched.profiler.estimator import Outlook, Remaining, Running, Work
+from llmsched.profiler.cases import Tables, add_open, add_plans, foreseen
+from llmsched.profiler.estimator import Outlook, Predicted, Remaining, Running, Work
 from llmsched.profiler.evidence import OPEN, UNKNOWN, Evidence
 from llmsched.profiler.history import Array
 from llmsched.profiler.inference import Inference
@@ -109,7 +109,7 @@ class BayesEstimator:
         add_plans(tables, job, fixed, decode)
         return {pool: Work(float(fixed[0, p]), float(decode[0, p])) for p, pool in enumerate(tables.pools)}
 
-    def outlook(self, job: Job, running: Running | None = None) -> Outlook:
+    def outlook(self, job: Job, running: Running | None = None, predicted: Predicted | None = None) -> Outlook:
         """Joint samples of the stages' bins; in a bin, the cost of a finished job that fell into it."""
         belief = self.believe(job)
         tables, pattern = self.tables, belief.evidence.pattern
@@ -131,6 +131,7 @@ class BayesEstimator:
                 surprise |= {tables.layout.columns[k].pool: tables.surprise[rows, k] for k in self.columns[variable.at]}
             else:
                 each = np.where(np.isfinite(tables.task[rows, variable.at]), tables.task[rows, variable.at], 0.0)
+                weights = foreseen(tables, variable.at, each, predicted, weights)
                 weights = add_open(tables, variable.at, each, job, belief.evidence, running, weights, fixed, decode)
         add_plans(tables, job, fixed, decode, surprise)
         return Outlook(tables.pools, weights, fixed, decode)

@@ -10,6 +10,12 @@ tell what the others will be like,
 with m the case's own mean (a normal prior; kappa is measured per column). A task that runs is at least as long as what
 it has had: shorter cases are out (censored evidence). A plan that is known is priced by its candidates: what each cost
 on average where it was chosen.
+
+Where a model predicts how long the answers of a stage that runs will be, cases in which they were alike weigh more, and
+with them whatever goes along with such lengths: more stages, longer ones later. The likelihood is a normal one in
+logarithms, with a floor, for a prediction that no case agrees with should change nothing:
+
+    w_i  ~ w_i ((1 - floor) exp(-((log(1 + own_i) - predicted) / spread)^2 / 2) + floor)
 """
 
 from __future__ import annotations
@@ -23,12 +29,15 @@ import numpy.typing as npt
 
 from llmsched.model.job import Job, TaskState
 from llmsched.model.kinds import StageKind
-from llmsched.profiler.estimator import Outlook, Remaining, Running
+from llmsched.profiler.estimator import Outlook, Predicted, Remaining, Running
 from llmsched.profiler.evidence import OPEN, UNKNOWN, Evidence
 from llmsched.profiler.history import OUTPUT, PROMPT, SECONDS, TASKS, Array, Curves, History
 
 #: How alike tasks of one stage are taken to be where the history cannot tell: as alike as stages are.
 _KAPPA = 1.0
+#: Likelihood of a case that a prediction speaks against entirely. With 0.05 chains lost 5 % at a load of 1.2, plans
+#: gained no more.
+_DOUBT = 0.3
 #: Courses kept; more than any application has, and a bound all the same.
 _MAX_COURSES = 2_000
 
@@ -146,11 +155,13 @@ class CasesEstimator(ABC):
     def remaining(self, job: Job, running: Running | None = None) -> Remaining:
         return self.outlook(job, running).means()
 
-    def outlook(self, job: Job, running: Running | None = None) -> Outlook:
-        return self.outlook_given(Evidence.of(self.tables.layout, job), job, running)
+    def outlook(self, job: Job, running: Running | None = None, predicted: Predicted | None = None) -> Outlook:
+        return self.outlook_given(Evidence.of(self.tables.layout, job), job, running, predicted)
 
-    def outlook_given(self, evidence: Evidence, job: Job, running: Running | None = None) -> Outlook:
-        """The outlook of a job of which this is known."""
+    def outlook_given(
+        self, evidence: Evidence, job: Job, running: Running | None = None, predicted: Predicted | None = None
+    ) -> Outlook:
+        """The outlook of a job of which this is known, and this predicted."""
         tables = self.tables
         course = self._courses.get(evidence.pattern)
         if course is None:
@@ -162,6 +173,7 @@ class CasesEstimator(ABC):
         if OPEN in evidence.pattern:
             fixed, decode = fixed.copy(), decode.copy()
             for k, each in course.tasks.items():
+                weights = foreseen(tables, k, each, predicted, weights)
                 weights = add_open(tables, k, each, job, evidence, running, weights, fixed, decode)
             add_plans(tables, job, fixed, decode, course.surprise)
         return Outlook(tables.pools, weights, fixed, decode)
@@ -178,6 +190,20 @@ class MeanEstimator(CasesEstimator):
 
     def weigh(self, course: Course, evidence: Evidence) -> Array:
         return np.full(len(course.rows), 1.0 / len(course.rows))
+
+
+def foreseen(tables: Tables, k: int, each: Array, predicted: Predicted | None, weights: Array) -> Array:
+    """Weights of cases, by how well they agree with what is predicted of column k, which runs.
+
+    each: (m,) what a task of it costs in each case. weights: (m,), returned as they are where nothing is predicted.
+    """
+    prediction = predicted.get(tables.layout.columns[k].stage) if predicted else None
+    if prediction is None or not tables.is_llm[k]:
+        return weights
+    log_tokens, spread = prediction
+    away = (np.log1p(each) - log_tokens) / spread
+    weights = weights * ((1.0 - _DOUBT) * np.exp(-0.5 * away**2) + _DOUBT)
+    return np.asarray(weights / weights.sum())
 
 
 def add_open(

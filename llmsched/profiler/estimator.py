@@ -81,6 +81,11 @@ Running = Mapping[TaskRef, float]
 """Reference seconds of decoding or regular work that running tasks have had, as far as somebody knows."""
 
 
+Predicted = Mapping[str, tuple[float, float]]
+"""By LLM stage that is ready or runs: the mean log(1 + output tokens) of its tasks that a model predicts, and how far
+off such predictions are (standard deviation)."""
+
+
 class Estimator(Protocol):
     """Belief about jobs of one application. Deterministic; may remember answers, never changes the job.
 

@@ -17,7 +17,7 @@ from llmsched.model.spec import DEFAULT_POOLS
 from llmsched.profiler.bayesnet import BayesEstimator
 from llmsched.profiler.cases import CasesEstimator, MeanEstimator, Tables
 from llmsched.profiler.declared import DeclaredEstimator
-from llmsched.profiler.estimator import Estimator, Outlook, Remaining, Running
+from llmsched.profiler.estimator import Estimator, Outlook, Predicted, Remaining, Running
 from llmsched.profiler.history import Curves
 from llmsched.profiler.kernel import HistoryEstimator
 from llmsched.profiler.profile import Profile
@@ -139,6 +139,16 @@ class Knowledge:
                 self._outlooks.pop(next(iter(self._outlooks)))
             known = self._outlooks[job.id] = *at, self.estimator(job.application).outlook(job)
         return known[2]
+
+    def foresee(self, job: Job, predicted: Predicted, name: str | None = None) -> Outlook:
+        """The same, where a model predicts lengths, by the estimator of this name or the one at work.
+
+        Not kept: it is the asker's model. Estimators that know no cases go by what they have.
+        """
+        estimator = self.estimator(job.application, name)
+        if isinstance(estimator, CasesEstimator | BayesEstimator):
+            return estimator.outlook(job, predicted=predicted)
+        return estimator.outlook(job)
 
     def mean_work(self, application: Application) -> float:
         """Mean reference work of a whole job in seconds, all pools; as declared where nothing is learned."""

@@ -13,12 +13,15 @@ from llmsched.model.events import TaskResult
 from llmsched.model.job import Job, Stage, StageState, Task, TaskState
 from llmsched.model.kinds import StageKind
 from llmsched.model.recording import Recording
-from llmsched.model.unfolding import RecordedUnfolding, Unfolded
+from llmsched.model.unfolding import RecordedUnfolding, Texts, Unfolded
 
 
-def walk(application: Application, recording: Recording, id: str = "job") -> Iterator[Job]:
-    """The same `Job`, at submission and after every completed stage that leaves something to do. Do not keep it."""
-    unfolding = RecordedUnfolding(application, recording)
+def walk(application: Application, recording: Recording, id: str = "job", texts: Texts | None = None) -> Iterator[Job]:
+    """The same `Job`, at submission and after every completed stage that leaves something to do. Do not keep it.
+
+    texts: what its prompts are like, by stage.
+    """
+    unfolding = RecordedUnfolding(application, recording, texts)
     job = Job(id, 0, application, 0.0, features=recording.features)
     _unfold(job, unfolding.begin())
     while True:
@@ -34,10 +37,11 @@ def _unfold(job: Job, unfolded: Unfolded) -> None:
     job.revision += 1
     for name in unfolded.skipped:
         job.stages[name].become(StageState.SKIPPED)
-    for spec, prompt_tokens in unfolded.reveals:
+    for spec, prompt_tokens, texts in unfolded.reveals:
         stage = job.stages.get(spec.name) or job.add(spec)
         stage.spec = spec
-        stage.tasks = tuple(Task(stage, i, tokens) for i, tokens in enumerate(prompt_tokens))
+        prompts = zip(prompt_tokens, texts or (None,) * len(prompt_tokens), strict=True)
+        stage.tasks = tuple(Task(stage, i, tokens, text) for i, (tokens, text) in enumerate(prompts))
     _close(job)
     while startable := [s for s in job.stages.values() if s.is_startable]:
         for stage in startable:

@@ -97,9 +97,17 @@ class Hopeless(NamedTuple):
 
 
 def accept(
-    new: NewJob, application: Application, number: int, *, longest_context: int | None, clock: Clock
+    new: NewJob,
+    application: Application,
+    number: int,
+    *,
+    longest_context: int | None,
+    clock: Clock,
+    describes: Callable[[], bool] = lambda: False,
 ) -> Accepted:
     """Turns a submission into job `number`. longest_context: tokens the engines can hold (None: not known).
+
+    describes: asked whenever something is revealed, whether live jobs shall say what their prompts are like.
 
     Raises InvalidInput if its input or recording is not one of the application.
     """
@@ -109,7 +117,7 @@ def accept(
     else:
         recording = read_recording(new.recording, application, longest_context)
     id = new_job_id(clock.now())
-    script = script_of(id, application, new.input, recording)
+    script = script_of(id, application, new.input, recording, describes)
     unfolded = script.begin()
     at = clock.now()
     record = JobRecord(
@@ -146,14 +154,16 @@ def accept(
     return Accepted(run, run.submitted(unfolded), writes)
 
 
-async def restore(store: Memory, applications: Applications) -> tuple[list[Restored], list[Hopeless]]:
-    """Every job the last process did not finish, in the order of the store."""
+async def restore(
+    store: Memory, applications: Applications, describes: Callable[[], bool] = lambda: False
+) -> tuple[list[Restored], list[Hopeless]]:
+    """Every job the last process did not finish, in the order of the store. describes: as in `accept`."""
     restored: list[Restored] = []
     failed: list[tuple[JobRecord, str]] = []
     async for record, recording, rows in store.unfinished():
         try:
             application = await applications.at(record.application, record.version)
-            restored.append(_revive(record, application, recording, rows))
+            restored.append(_revive(record, application, recording, rows, describes))
         except InvalidInput as error:
             failed.append((record, str(error)))
     seqs = await store.last_seq([run.record.id for run, _ in restored] + [record.id for record, _ in failed])
@@ -163,11 +173,15 @@ async def restore(store: Memory, applications: Applications) -> tuple[list[Resto
 
 
 def _revive(
-    record: JobRecord, application: Application, recording: bytes | None, rows: Sequence[StageRecord]
+    record: JobRecord,
+    application: Application,
+    recording: bytes | None,
+    rows: Sequence[StageRecord],
+    describes: Callable[[], bool],
 ) -> Restored:
     """Raises InvalidInput if the job, which could once run, no longer can."""
     parsed = None if recording is None else Recording.from_json(orjson.loads(recording))
-    script = script_of(record.id, application, record.input, parsed)
+    script = script_of(record.id, application, record.input, parsed, describes)
     run = JobRun(record, application, script, features=features_of(record.input, parsed))
     unfolded = script.begin()
     run.unfold(unfolded, record.submitted_at)

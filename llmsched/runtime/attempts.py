@@ -1,7 +1,9 @@
 """Attempts in flight: each is an asyncio task that calls an engine or a worker and reports exactly once.
 
-An attempt never raises: whatever happened comes out as `TaskFinished` or `TaskFailed`. One that is given up is aborted
-and reports nothing, so that news and the scheduler's accounts cannot disagree.
+An attempt never raises: whatever happened comes out as `TaskFinished`, `TaskFailed` or `SliceEnded`. One that is given
+up is aborted and reports nothing, so that news and the scheduler's accounts cannot disagree. What the slices of a task
+generated is kept here exactly as long as the scheduler counts it (`Task.generated`): until the task is finished, fails
+or is given up, or its job is over.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmsched.errors import InvalidInput
-from llmsched.model.events import Dispatch, TaskFailed, TaskFinished, TaskRef, TaskResult
+from llmsched.model.events import Dispatch, SliceEnded, TaskFailed, TaskFinished, TaskRef, TaskResult
 from llmsched.model.kinds import StageKind
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.engine import EngineError
 from llmsched.runtime.engines import Engines
 from llmsched.runtime.handlers import TaskContext
 from llmsched.runtime.run import JobRun
+from llmsched.runtime.slices import NOTHING, Partial, Slice
 from llmsched.runtime.workers import WorkerError, WorkerPool
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ class Attempt:
 
 
 #: Told how an attempt ended, with the output of a finished one.
-Report = Callable[[Attempt, TaskFinished | TaskFailed, Any], None]
+Report = Callable[[Attempt, TaskFinished | TaskFailed | SliceEnded, Any], None]
 
 
 class Attempts:
@@ -68,6 +71,8 @@ class Attempts:
         self._speed = speed
         self._task_timeout = task_timeout
         self._running: dict[TaskRef, Attempt] = {}
+        #: What the slices of unfinished tasks generated so far, by job.
+        self._partials: dict[str, dict[TaskRef, Partial]] = {}
         #: Part of every request id, so that an engine never sees one again after a restart.
         self._boot = os.urandom(3).hex()
 
@@ -82,6 +87,7 @@ class Attempts:
         """Aborts the attempt at a task, if one is in flight; its outcome reaches nobody."""
         attempt = self._running.pop(ref, None)
         if attempt is not None and attempt.task is not None:
+            self._keep(ref, NOTHING)
             attempt.task.cancel()
 
     def give_up_on(self, *, executor: str | None = None, job: str | None = None) -> None:
@@ -89,22 +95,32 @@ class Attempts:
         for ref, attempt in list(self._running.items()):
             if ref.job == job or attempt.command.executor == executor:
                 self.give_up(ref)
+        if job is not None:
+            self.forget(job)
+
+    def forget(self, job: str) -> None:
+        """Drops what slices of a job generated: it is over."""
+        self._partials.pop(job, None)
 
     def give_up_all(self) -> list[asyncio.Task[None]]:
         """Aborts everything; the asyncio tasks, some of which need a moment to end."""
         ending = [attempt.task for attempt in self._running.values() if attempt.task is not None]
         for ref in list(self._running):
             self.give_up(ref)
+        self._partials.clear()
         return ending
 
     async def _go(self, attempt: Attempt) -> None:
         ref, number = attempt.command.task, attempt.command.attempt
-        event: TaskFinished | TaskFailed
+        event: TaskFinished | TaskFailed | SliceEnded
         output: Any = None
+        partial = NOTHING
         try:
-            call = self._call_engine if attempt.kind is StageKind.LLM else self._call_worker
-            result, output = await call(attempt.run, attempt.command)
-            event = TaskFinished(ref, number, result)
+            if attempt.kind is StageKind.LLM:
+                event, output, partial = await self._call_engine(attempt.run, attempt.command)
+            else:
+                result, output = await self._call_worker(attempt.run, attempt.command)
+                event = TaskFinished(ref, number, result)
         except EngineError as error:
             reached = error.reason not in NEVER_REACHED
             event = TaskFailed(
@@ -119,10 +135,22 @@ class Attempts:
             event = TaskFailed(ref, number, f"internal: {type(error).__name__}: {error}")
         if self._running.get(ref) is attempt:
             del self._running[ref]
+            self._keep(ref, partial)
             self._report(attempt, event, output)
 
-    async def _call_engine(self, run: JobRun, command: Dispatch) -> tuple[TaskResult, Any]:
+    def _keep(self, ref: TaskRef, partial: Partial) -> None:
+        """What the slices of a task generated so far, from now on; NOTHING forgets it."""
+        if partial is not NOTHING:
+            self._partials.setdefault(ref.job, {})[ref] = partial
+        elif (of_job := self._partials.get(ref.job)) is not None:
+            of_job.pop(ref, None)
+            if not of_job:
+                del self._partials[ref.job]
+
+    async def _call_engine(self, run: JobRun, command: Dispatch) -> tuple[TaskFinished | SliceEnded, Any, Partial]:
+        """How it ended; the output, if it is whole; else what there is of it so far."""
         ref = command.task
+        so_far = self._partials.get(ref.job, {}).get(ref, NOTHING)
         engine = self._engines[command.executor]
         spec = run.stages[ref.stage].spec
         try:
@@ -132,15 +160,20 @@ class Attempts:
         timeouts = engine.client.timeouts
         if spec.timeout is not None:
             timeouts = replace(timeouts, total=spec.timeout)
+        piece = Slice.of(request, so_far, command.max_tokens)
         request = replace(
-            request,
+            piece.request,
             priority=command.priority or 0,
             request_id=f"{ref.job}-{ascii(ref.stage)[1:-1]}-{ref.index}-{command.attempt}-{self._boot}",
             timeouts=timeouts,
         )
         completion = await engine.complete(request, self._clock)
-        result = TaskResult(completion.duration_s, completion.prompt_tokens, completion.output_tokens)
-        return result, run.script.read(ref.stage, ref.index, completion.text)
+        joined, is_over = piece.join(completion)
+        if not is_over:
+            return SliceEnded(ref, command.attempt, completion.output_tokens), None, joined
+        result = TaskResult(joined.duration, joined.prompt_tokens, joined.output_tokens)
+        output = run.script.read(ref.stage, ref.index, joined.text)
+        return TaskFinished(ref, command.attempt, result), output, NOTHING
 
     async def _call_worker(self, run: JobRun, command: Dispatch) -> tuple[TaskResult, Any]:
         ref = command.task

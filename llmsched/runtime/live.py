@@ -31,6 +31,7 @@ from llmsched.errors import InvalidApplication, InvalidInput, UnknownName
 from llmsched.model.application import Application
 from llmsched.model.events import Reveal
 from llmsched.model.kinds import StageKind
+from llmsched.model.prompt import PromptText, describe
 from llmsched.model.spec import Candidate, StageSpec, validate_plan
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.engine import CompletionRequest
@@ -107,11 +108,16 @@ def _check(where: str, source: str | None, *, expression: bool) -> None:
 
 
 class LiveScript:
-    """Executes `application` on `job_input`. Raises InvalidInput if the application runs recordings only."""
+    """Executes `application` on `job_input`. Raises InvalidInput if the application runs recordings only.
+
+    describes: asked at each reveal, whether it shall say what the prompts of its LLM tasks are like.
+    """
 
     off_profile: tuple[str, ...] = ()
 
-    def __init__(self, job: str, application: Application, job_input: Any) -> None:
+    def __init__(
+        self, job: str, application: Application, job_input: Any, describes: Callable[[], bool] = lambda: False
+    ) -> None:
         if not application.is_executable:
             missing = next(s.name for s in application.stages if not s.is_executable)
             raise InvalidInput(
@@ -121,6 +127,7 @@ class LiveScript:
             )
         self._application = application
         self._input = job_input
+        self._describes = describes
         self._specs = {s.name: s for s in application.stages}
         self._hidden = dict.fromkeys(self._specs)
         self._over: dict[str, bool] = {}  # name -> whether it ran
@@ -170,7 +177,7 @@ class LiveScript:
             elif spec.kind is StageKind.DYNAMIC:
                 reveals += self._plan(spec)
             else:
-                reveals.append(Reveal(spec, (0,) * len(self._items[name])))
+                reveals.append(self._reveal(spec, len(self._items[name])))
         return Unfolded(tuple(reveals), tuple(skipped))
 
     def _is_skipped(self, spec: StageSpec) -> bool:
@@ -222,7 +229,26 @@ class LiveScript:
         self._inner[dynamic.name] = {s.name for s in ordered}
         if not ordered:
             self._close(dynamic)
-        return [Reveal(dynamic), *(Reveal(s, (0,)) for s in ordered)]
+        return [Reveal(dynamic), *(self._reveal(s, 1) for s in ordered)]
+
+    def _reveal(self, spec: StageSpec, tasks: int) -> Reveal:
+        is_asked = spec.kind is StageKind.LLM and self._describes()
+        return Reveal(spec, (0,) * tasks, tuple(self._text(spec, index) for index in range(tasks)) if is_asked else ())
+
+    def _text(self, spec: StageSpec, index: int) -> PromptText | None:
+        """What the prompt of a task is like, of a planned one without its inputs, which may not be there yet.
+
+        A template that fails does so when its task is dispatched, and fails the job then; nothing is known until then.
+        """
+        if spec.name in self._chosen:
+            prompt = self._chosen[spec.name][1].get("prompt")
+            return describe(prompt) if isinstance(prompt, str) else None
+        if spec.prompt is None:
+            return None
+        try:
+            return describe(self._render(spec, "prompt", spec.prompt, index))
+        except InvalidInput:
+            return None
 
     # ------------------------------------------------------------------------------------------- execution
 

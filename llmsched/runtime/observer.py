@@ -18,6 +18,9 @@ class Observer(Protocol):
 
     def task_retried(self, pool: str, reason: str) -> None: ...
 
+    def task_sliced(self, pool: str) -> None:
+        """An attempt ended at its cap of tokens, and its task queues again."""
+
     def decided(self, seconds: float) -> None: ...
 
     def explored(self) -> None:
@@ -43,6 +46,9 @@ class Silent:
         pass
 
     def task_retried(self, pool: str, reason: str) -> None:
+        pass
+
+    def task_sliced(self, pool: str) -> None:
         pass
 
     def decided(self, seconds: float) -> None:

@@ -81,9 +81,9 @@ class JobRun:
         """Opens accounts for what was revealed; rows and events for what is over by that alone."""
         rows: list[StageRecord] = []
         events: list[EventRecord] = []
-        for spec, prompt_tokens in unfolded.reveals:
+        for spec, prompt_tokens, _ in unfolded.reveals:
             self.stages[spec.name] = StageRun(spec, len(prompt_tokens))
-        for spec, _ in unfolded.reveals:
+        for spec, _, _ in unfolded.reveals:
             if spec.kind is StageKind.DYNAMIC:
                 plan = [s.spec.name for s in self.stages.values() if s.spec.parent == spec.name]
                 events.append(self.event("stage.expanded", at, {"stage": spec.name, "stages": plan}))
@@ -188,6 +188,6 @@ class JobRun:
             stage.executors = list(row.executors)
             stage.outputs = list(row.outputs or stage.outputs)
             unfolded = self.script.complete(row.name, stage.outputs)
-            for spec, prompt_tokens in unfolded.reveals:
+            for spec, prompt_tokens, _ in unfolded.reveals:
                 self.stages[spec.name] = StageRun(spec, len(prompt_tokens))
             yield StageExpanded(self.record.id, row.name, unfolded.reveals, unfolded.skipped, row.results)

@@ -5,7 +5,7 @@ The life of a job, in eight steps:
 1. `submit` validates it, writes it, and returns only when the write is durable;
 2. `JobSubmitted` goes into the queue; the next tick hands everything queued to the scheduler as one batch;
 3. the scheduler answers with commands: `Dispatch` starts an attempt as its own asyncio task;
-4. the attempt calls an engine or a worker, never raises, and queues `TaskFinished` or `TaskFailed`;
+4. the attempt calls an engine or a worker, never raises, and queues `TaskFinished`, `TaskFailed` or `SliceEnded`;
 5. with the last task of a stage, the job's script says what the completion reveals: `StageExpanded` joins the batch;
 6. rows and events of the tick are committed together, behind the dispatches: a crash repeats uncommitted work;
 7. committed events reach whoever watches; 8. `FinishJob` closes the accounts.
@@ -43,6 +43,7 @@ from llmsched.model.events import (
     JobCancelled,
     JobSubmitted,
     Outcome,
+    SliceEnded,
     StageExpanded,
     StageFailed,
     TaskFailed,
@@ -51,7 +52,9 @@ from llmsched.model.events import (
 from llmsched.model.job import JobStatus, StageState
 from llmsched.model.records import EventRecord, JobRecord, JobUpdate, Writes
 from llmsched.policies import make_policy
+from llmsched.policies.base import Policy, reads_prompts
 from llmsched.profiler import Knowledge
+from llmsched.profiler.lengths import Model
 from llmsched.runtime.admission import Claims, accept, restore
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.attempts import Attempt, Attempts
@@ -79,6 +82,8 @@ class Service:
     """Owns the scheduler and everything that moves; `start` it once, `stop` it once.
 
     speed: recorded regular tasks hold a worker for their seconds divided by it (emulated engines run as much faster).
+    policy_options: what every policy is told besides its name, `max_wait` and `tenants` for example. lengths: the model
+    of policies that go by predicted lengths; None: the one that ships.
     """
 
     def __init__(
@@ -100,10 +105,14 @@ class Service:
         engines: Callable[[Callable[[Event], None]], Engines] | None = None,
         speed: float = 1.0,
         seed: int = 0,
+        policy_options: Mapping[str, Any] | None = None,
+        lengths: Model | None = None,
     ) -> None:
         self.policy_name = policy
+        self._lengths = lengths
+        self._policy_options = dict(policy_options or {})
         self.foresight = foresight or Foresight(Knowledge(), speed=speed, observer=observer)
-        self.scheduler = Scheduler(make_policy(policy, knowledge=self.foresight.knowledge), backoff=backoff, seed=seed)
+        self.scheduler = Scheduler(self._policy(policy), backoff=backoff, seed=seed)
         self.engines = engines(self.post) if engines else Engines(self.post, clock, seed=seed)
         self.workers = workers
         self.handlers = handlers
@@ -217,7 +226,7 @@ class Service:
 
     async def _restore(self) -> None:
         began = time.perf_counter()
-        restored, hopeless = await restore(self._store, self.applications)
+        restored, hopeless = await restore(self._store, self.applications, self._describes)
         for run, events in restored:
             self._runs[run.record.id] = run
             self._tenants[run.record.id] = run.record.tenant
@@ -274,7 +283,14 @@ class Service:
         self._check_room()
         application = self.applications.newest(new.application)
         context = self.engines.longest_context("llm")
-        run, submitted, writes = accept(new, application, self._number + 1, longest_context=context, clock=self.clock)
+        run, submitted, writes = accept(
+            new,
+            application,
+            self._number + 1,
+            longest_context=context,
+            clock=self.clock,
+            describes=self._describes,
+        )
         record = run.record
         self._number = record.number
         self._submitting += 1
@@ -360,9 +376,17 @@ class Service:
 
     def use_policy(self, name: str) -> None:
         """Orders everything by another policy from the next tick on. Raises UnknownName."""
-        self.scheduler.use_policy(make_policy(name, knowledge=self.foresight.knowledge))
+        self.scheduler.use_policy(self._policy(name))
         self.policy_name = name
         self._schedule_tick()
+
+    def _policy(self, name: str) -> Policy:
+        knowledge = self.foresight.knowledge
+        return make_policy(name, knowledge=knowledge, lengths=self._lengths, **self._policy_options)
+
+    def _describes(self) -> bool:
+        """Whether live jobs say what their prompts are like: the policy at work reads them."""
+        return reads_prompts(self.scheduler.policy)
 
     # --------------------------------------------------------------------------------------------------- ticking
 
@@ -533,6 +557,7 @@ class Service:
 
     def _finish(self, command: FinishJob, now: float) -> None:
         run = self._runs.pop(command.job)
+        self._attempts.forget(command.job)
         record, outcome, error = run.record, command.outcome, command.reason or None
         result = None
         if outcome is Outcome.COMPLETED:
@@ -564,14 +589,19 @@ class Service:
         self._observer.task_started(task.pool, run.record.application, now - task.ready_at)
         self._attempts.start(run, command, task.stage.kind)
 
-    def _reported(self, attempt: Attempt, event: TaskFinished | TaskFailed, output: Any) -> None:
+    def _reported(self, attempt: Attempt, event: TaskFinished | TaskFailed | SliceEnded, output: Any) -> None:
         """An attempt that the scheduler still counts on is over."""
         run, ref, now = attempt.run, event.task, self.clock.now()
         stage = run.stages[ref.stage]
         self._observer.task_ended(stage.spec.pool, run.record.application, now - attempt.started_at)
-        if isinstance(event, TaskFinished):
-            stage.outputs[ref.index] = output
-        else:
-            note = {"stage": ref.stage, "task": ref.index, "attempt": event.attempt, "reason": event.reason}
-            self._of(ref.job).events.append(run.event("task.failed", now, note))
+        match event:
+            case TaskFinished():
+                stage.outputs[ref.index] = output
+            case TaskFailed(_, number, reason):
+                note = {"stage": ref.stage, "task": ref.index, "attempt": number, "reason": reason}
+                self._of(ref.job).events.append(run.event("task.failed", now, note))
+            case SliceEnded():
+                self._observer.task_sliced(stage.spec.pool)
+            case _:
+                assert_never(event)
         self.post(event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,11 +71,17 @@ def read_recording(raw: Any, application: Application, longest_context: int | No
     return recording
 
 
-def script_of(id: str, application: Application, input: Any, recording: Recording | None) -> Script:
-    """How the job runs: as recorded, or live on its input."""
+def script_of(
+    id: str,
+    application: Application,
+    input: Any,
+    recording: Recording | None,
+    describes: Callable[[], bool] = lambda: False,
+) -> Script:
+    """How the job runs: as recorded, or live on its input. describes: as in `LiveScript`."""
     if recording is not None:
         return RecordedScript(id, application, recording)
-    return LiveScript(id, application, input)
+    return LiveScript(id, application, input, describes)
 
 
 def features_of(input: Any, recording: Recording | None) -> Mapping[str, str | int]:

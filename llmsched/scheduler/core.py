@@ -61,6 +61,7 @@ from llmsched.policies.base import (
     StageDrained,
     StageReady,
     TaskEnded,
+    TaskReady,
     TaskStarted,
     View,
 )
@@ -337,7 +338,9 @@ class Scheduler:
         if stage.state is not StageState.WAITING or stage.is_revealed:
             raise InvalidTransition(f"{stage!r} was revealed twice")
         stage.spec = reveal.spec
-        stage.tasks = tuple(Task(stage, i, tokens) for i, tokens in enumerate(reveal.prompt_tokens))
+        texts = reveal.texts or (None,) * len(reveal.prompt_tokens)
+        prompts = zip(reveal.prompt_tokens, texts, strict=True)
+        stage.tasks = tuple(Task(stage, i, tokens, text) for i, (tokens, text) in enumerate(prompts))
 
     def _start(self, job: Job, stage: Stage) -> None:
         if stage.kind is StageKind.DYNAMIC:
@@ -394,6 +397,8 @@ class Scheduler:
         stage.ready.sort()
         if was_empty:
             self._ready(stage)
+        else:
+            self._policy.on(TaskReady(task), self._view)
 
     def _release(self, task: Task, state: TaskState) -> None:
         """The attempt is over: its slot is free again."""

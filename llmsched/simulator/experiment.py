@@ -39,13 +39,14 @@ from llmsched.model.kinds import StageKind
 from llmsched.model.latency import LatencyCurve
 from llmsched.model.recording import Recording
 from llmsched.model.unfolding import pool_of
-from llmsched.policies import POLICIES, make_policy
-from llmsched.policies.base import Policy
+from llmsched.policies import POLICIES, make_policy, options_of
+from llmsched.policies.base import Policy, reads_prompts
 from llmsched.profiler import Curves, Knowledge, Truth, fit
+from llmsched.profiler.lengths import Model
 from llmsched.scheduler import Scheduler
 from llmsched.simulator.statistics import Run, samples_of, summary
 from llmsched.simulator.world import EngineLoss, Setup, Span, World, job_name
-from llmsched.workloads import Arrival, Workload, arrival_times, generate, read_traces
+from llmsched.workloads import Arrival, Prompts, Workload, arrival_times, generate, read_traces
 
 #: Share of the queries of a trace that is simulated, in thousandths; profiles learn from the others.
 HELD_OUT = 300
@@ -83,7 +84,7 @@ class Choice:
         name, *parts = text.strip().split(":")
         if name not in POLICIES:
             raise UnknownName.of("policy", name, POLICIES, field="policy")
-        known = [o for o in signature(POLICIES[name].make).parameters if o not in ("knowledge", "truth")]
+        known = options_of(name)
         options: dict[str, int | float | bool | str] = {}
         for part in parts:
             option, equals, value = (piece.strip() for piece in part.partition("="))
@@ -99,7 +100,12 @@ class Choice:
         """Whether it is handed what profiles know."""
         return "knowledge" in signature(POLICIES[self.name].make).parameters
 
-    def make(self, knowledge: Knowledge, truth: Truth, seed: int) -> Policy:
+    @property
+    def predicts(self) -> bool:
+        """Whether it goes by predicted lengths of answers, and so by what prompts are like. Raises what `make` does."""
+        return reads_prompts(self.make(Knowledge(), Truth({}), 0))
+
+    def make(self, knowledge: Knowledge, truth: Truth, seed: int, lengths: Model | None = None) -> Policy:
         """A fresh policy; `seed` is that of its own random numbers, unless its options say another.
 
         Raises InvalidInput for a value it cannot use.
@@ -108,7 +114,7 @@ class Choice:
         if "seed" in signature(POLICIES[self.name].make).parameters:
             options.setdefault("seed", seed)
         try:
-            return make_policy(self.name, knowledge=knowledge, truth=truth, **options)
+            return make_policy(self.name, knowledge=knowledge, truth=truth, lengths=lengths, **options)
         except (TypeError, ValueError) as cause:
             raise InvalidInput(f"policy {self.label!r} cannot be made: {cause}", field="policy") from cause
 
@@ -338,8 +344,9 @@ class SimulatedRun(Run):
 class Comparison:
     """Everything that runs share; it is sent to every process once. process: what `arrival_times` takes.
 
-    knowledge: what profiles know, None: nothing. failures: probability that an attempt fails. losses: whether engines
-    are lost. gantt: of how many first jobs the first seed of each load keeps its spans.
+    knowledge: what profiles know, None: nothing. lengths: predicts the lengths of answers, None: the model that ships.
+    prompts: what policies may see of the jobs' prompts. failures: probability that an attempt fails. losses: whether
+    engines are lost. gantt: of how many first jobs the first seed of each load keeps its spans.
     """
 
     workload: Workload
@@ -354,6 +361,8 @@ class Comparison:
     failures: float = 0.0
     losses: bool = False
     gantt: int = 0
+    lengths: Model | None = None
+    prompts: Prompts | None = None
 
     def check(self) -> None:
         """Makes every policy once, knowing nothing, and draws the moments of arrival.
@@ -391,11 +400,15 @@ class Comparison:
         sizing, choice, seed = self.sizings[case[0]], self.policies[case[1]], self.seeds[case[2]]
         knowledge = self._known()
         truth = Truth({job_name(k): arrival.recording for k, arrival in enumerate(arrivals)}, knowledge.curves)
-        policy = choice.make(knowledge, truth, seed)
+        policy = choice.make(knowledge, truth, seed, self.lengths)
+        prompts = self.prompts if reads_prompts(policy) else None
         gantt = self.gantt if case[2] == 0 else 0
         setup = self.setup(sizing, seed, arrivals[-1].at if arrivals else 0.0)
-        world = World(Scheduler(policy, seed=seed), arrivals, self.applications, setup, gantt=gantt).run(ended)
-        return measured(world, choice.label, seed, sizing.load, gantt)
+        scheduler = Scheduler(policy, seed=seed)
+        world = World(scheduler, arrivals, self.applications, setup, gantt=gantt, prompts=prompts).run(ended)
+        run = measured(world, choice.label, seed, sizing.load, gantt)
+        run.alone = [arrival.recording.alone_seconds(self.curve) for arrival in arrivals]
+        return run
 
     def _known(self) -> Knowledge:
         """What is known at the start of a run, without answers of another one, and warm, as a service is."""
@@ -419,6 +432,7 @@ def measured(world: World, policy: str, seed: int, load: float | None = None, ga
     if len(seconds):
         p50, p99 = np.percentile(seconds, [50, 99]).tolist()
         run.decision_ms = {"mean": float(seconds.mean()) * 1000, "p50": p50 * 1000, "p99": p99 * 1000}
+    run.mean_request = float(np.mean(world.request_seconds)) if world.request_seconds else None
     run.spans = world.spans
     run.lives = [(end.arrived_at, end.finished_at) for end in ends[:gantt]]
     return run

@@ -34,11 +34,15 @@ class Run:
     """What one run measured.
 
     jobs: (application, completion time in seconds or None for a job that did not complete), in order of arrival.
+    alone: seconds each of them takes with the machines to itself, in the same order; empty if that is not known.
     """
 
     policy: str
     seed: int
     jobs: list[tuple[str, float | None]] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    #: Mean seconds of an LLM call from the moment it could start to its end; None where nobody measured it.
+    mean_request: float | None = None
     makespan: float = 0.0
     decisions: int = 0
     decision_ms: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(("mean", "p50", "p99")))
@@ -47,6 +51,12 @@ class Run:
     @property
     def completion_times(self) -> list[float]:
         return [seconds for _, seconds in self.jobs if seconds is not None]
+
+    @property
+    def slowdowns(self) -> Samples:
+        """Completion time over the time alone, of completed jobs that take any."""
+        pairs = zip((seconds for _, seconds in self.jobs), self.alone, strict=False)
+        return np.array([seconds / alone for seconds, alone in pairs if seconds is not None and alone > 0])
 
     @property
     def mean(self) -> float:
@@ -66,6 +76,7 @@ class Run:
         """One entry of `runs` in the contract: jobs counts all, means and percentiles the completed ones."""
         times = self.completion_times
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist() if times else (None, None, None)
+        slowdowns = self.slowdowns
         return {
             "policy": self.policy,
             "seed": self.seed,
@@ -75,12 +86,31 @@ class Run:
             "p50_jct": p50,
             "p95_jct": p95,
             "p99_jct": p99,
+            "mean_request": self.mean_request,
+            "mean_slowdown": float(slowdowns.mean()) if len(slowdowns) else None,
+            "max_slowdown": float(slowdowns.max()) if len(slowdowns) else None,
+            "jain": jain(slowdowns),
             "makespan": self.makespan,
             "decisions": self.decisions,
             "decision_ms": self.decision_ms,
             "utilisation": self.utilisation,
             "apps": {a: {"jobs": len(t), "mean_jct": float(np.mean(t))} for a, t in self.by_application().items()},
         }
+
+
+def jain(slowdowns: Samples) -> float | None:
+    """Jain's index of fairness of the jobs' slowdowns, (Σx)² / (n Σx²); 1: all jobs are slowed down alike.
+
+    None for no jobs. Source: Jain, Chiu, Hawe, A Quantitative Measure of Fairness (DEC TR-301, 1984).
+
+    >>> jain(np.array([2.0, 2.0, 2.0]))
+    1.0
+    >>> jain(np.array([1.0, 3.0]))
+    0.8
+    """
+    if not len(slowdowns):
+        return None
+    return float(slowdowns.sum() ** 2 / (len(slowdowns) * (slowdowns**2).sum()))
 
 
 def samples_of(runs: Sequence[Run]) -> dict[str, Samples]:

@@ -13,7 +13,7 @@ the next; everything that is due at one moment is one batch, and its commands ar
 
 The same seed gives the same faults to every policy: a draw belongs to (job, stage, task, attempt), not to a moment.
 A moment at which only a prefill ends changes nothing that a scheduler knows, so it is no batch.
-Deliberately absent: the network, the latency of the scheduler itself, KV caches that fill.
+Deliberately absent: the network, the latency of the scheduler itself, KV caches that fill, prefixes shared by tasks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from llmsched.model.events import (
 from llmsched.model.latency import GENERIC_7B, LatencyCurve
 from llmsched.model.unfolding import RecordedUnfolding
 from llmsched.scheduler import Scheduler
-from llmsched.workloads import Arrival
+from llmsched.workloads import Arrival, Prompts
 
 
 class EngineLoss(NamedTuple):
@@ -134,19 +134,27 @@ class _Running(NamedTuple):
 class _Job:
     """What the world knows of an unfinished job."""
 
-    __slots__ = ("generated", "left", "number", "unfolding")
+    __slots__ = ("asked_at", "generated", "left", "number", "ran", "unfolding")
 
     def __init__(self, number: int, unfolding: RecordedUnfolding) -> None:
         self.number = number
         self.unfolding = unfolding
         #: Stage -> tasks that are not done yet.
         self.left: dict[str, int] = {}
+        #: LLM tasks that were dispatched and are not done -> when they first could have been.
+        self.asked_at: dict[TaskRef, float] = {}
         #: Tokens that earlier slices of a task decoded.
         self.generated: dict[TaskRef, int] = {}
+        #: Seconds that these slices took.
+        self.ran: dict[TaskRef, float] = {}
 
     def learn(self, reveals: Iterable[Reveal]) -> None:
-        for spec, prompt_tokens in reveals:
+        for spec, prompt_tokens, _ in reveals:
             self.left[spec.name] = len(prompt_tokens)
+
+    def forget(self, ref: TaskRef) -> tuple[int, float]:
+        """Tokens and seconds of a task's earlier slices, which count no more."""
+        return self.generated.pop(ref, 0), self.ran.pop(ref, 0.0)
 
 
 def job_name(number: int) -> str:
@@ -157,7 +165,7 @@ def job_name(number: int) -> str:
 class World:
     """One run: `World(scheduler, arrivals, applications, setup).run()`.
 
-    gantt: of how many jobs, by order of arrival, `spans` are kept.
+    gantt: of how many jobs, by order of arrival, `spans` are kept. prompts: what their prompts are like.
     Raises UnknownName if an application is missing.
     """
 
@@ -169,6 +177,7 @@ class World:
         setup: Setup | None = None,
         *,
         gantt: int = 0,
+        prompts: Prompts | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.setup = setup = setup or Setup()
@@ -177,6 +186,9 @@ class World:
         self.spans: list[Span] = []
         #: Seconds the core took for each batch in which it asked the policy.
         self.decision_seconds = array("d")
+        #: Seconds from the moment an LLM task could first be dispatched to its last token: what a request scheduler
+        #: is about.
+        self.request_seconds = array("d")
         #: Slot seconds used, by pool.
         self.busy: dict[str, float] = {setup.llm_pool: 0.0} | dict.fromkeys(setup.workers, 0.0)
         for arrival in arrivals:
@@ -185,6 +197,7 @@ class World:
         self._arrivals = arrivals
         self._applications = applications
         self._gantt = gantt
+        self._prompts = prompts
         self._next_arrival = 0
         self._servers = [DecodingServer(setup.curve, slots) for slots in setup.engines]
         self._engine_of = {f"engine-{k}": k for k in range(len(setup.engines))}
@@ -328,7 +341,8 @@ class World:
         recording = arrival.recording
         application = self._applications[recording.application]
         id = job_name(number)
-        job = self._jobs[id] = _Job(number, RecordedUnfolding(application, recording))
+        texts = None if self._prompts is None else self._prompts.of(recording)
+        job = self._jobs[id] = _Job(number, RecordedUnfolding(application, recording, texts))
         reveals, skipped = job.unfolding.begin()
         job.learn(reveals)
         return JobSubmitted(id, number, application, arrival.at, reveals, skipped, features=recording.features)
@@ -352,6 +366,8 @@ class World:
             seconds = task.duration / 2 if fails else task.duration
             heappush(self._worker_heap, (at + seconds, self._counter, ref, command.attempt))
             return
+        if ref not in job.asked_at:
+            job.asked_at[ref] = self.scheduler.view.jobs[ref.job].running[ref].ready_at
         had = job.generated.get(ref, 0)
         tokens = task.output_tokens - had
         if command.max_tokens is not None:
@@ -379,15 +395,18 @@ class World:
         attempt = running.command.attempt
         job = self._jobs[ref.job]
         task = job.unfolding.task(ref.stage, ref.index)
-        had = job.generated.pop(ref, 0)
+        had, ran = job.forget(ref)
+        ran += at - running.started_at
         if running.fails:
             events.append(TaskFailed(ref, attempt, "simulated: the attempt failed"))
             return
         if had + running.tokens < task.output_tokens:
-            job.generated[ref] = had + running.tokens
+            job.generated[ref], job.ran[ref] = had + running.tokens, ran
             events.append(SliceEnded(ref, attempt, running.tokens))
             return
-        result = TaskResult(at - running.started_at, task.prompt_tokens, task.output_tokens)
+        if ref in job.asked_at:
+            self.request_seconds.append(at - job.asked_at.pop(ref))
+        result = TaskResult(ran, task.prompt_tokens, task.output_tokens)
         events.append(TaskFinished(ref, attempt, result))
         job.left[ref.stage] -= 1
         if not job.left[ref.stage]:
@@ -422,7 +441,7 @@ class World:
         engine = self._engine_of[executor]
         for ref in [ref for ref, running in self._running.items() if running.command.executor == executor]:
             self._close(ref, at)
-            self._jobs[ref.job].generated.pop(ref, None)
+            self._jobs[ref.job].forget(ref)
         self._servers[engine] = DecodingServer(self.setup.curve, self.setup.engines[engine])
         self._due[engine] = inf
 

@@ -2,6 +2,7 @@
 
 from llmsched.workloads.arrivals import arrival_times, gamma_bursts, poisson, read_arrivals, recorded
 from llmsched.workloads.generator import APPLICATIONS, generate, isolated_seconds
+from llmsched.workloads.prompts import Prompts
 from llmsched.workloads.traces import read_trace, read_traces, write_trace
 from llmsched.workloads.workload import WORKLOADS, Arrival, Workload, build_workload
 
@@ -9,6 +10,7 @@ __all__ = [
     "APPLICATIONS",
     "WORKLOADS",
     "Arrival",
+    "Prompts",
     "Workload",
     "arrival_times",
     "build_workload",

@@ -181,6 +181,30 @@ async def test_the_body_carries_what_was_asked_and_nothing_else() -> None:
     assert "x-request-id" not in calls[1].headers
 
 
+async def test_token_ids_are_asked_for_and_collected_where_an_engine_tells_them() -> None:
+    calls: list[Call] = []
+
+    async def handler(call: Call) -> None:
+        calls.append(call)
+        pieces = [token("a"), token("", "length")]
+        for piece, ids in zip(pieces, ([7, 8], [9]), strict=True):
+            piece["choices"][0]["token_ids"] = ids if call.body.get("return_token_ids") else None
+        await call.events(*pieces, usage(1, 3))
+
+    async with client(handler) as it:
+        asked = await it.complete(CompletionRequest(prompt=[1], keep_text=False, return_token_ids=True))
+        plain = await it.complete(CompletionRequest(prompt=[1]))
+    assert (asked.token_ids, asked.text, plain.token_ids) == ((7, 8, 9), "", ())
+    assert [call.body.get("return_token_ids") for call in calls] == [True, None]
+
+
+async def test_token_ids_that_are_none_are_a_bad_response() -> None:
+    async def handler(call: Call) -> None:
+        await call.events({"choices": [{"text": "a", "token_ids": 7, "finish_reason": "length"}]}, usage(1, 1))
+
+    assert (await failure(handler)).reason == "bad_response"
+
+
 async def test_priority_is_not_sent_to_an_engine_that_refuses_it() -> None:
     bodies: list[dict[str, Any]] = []
 

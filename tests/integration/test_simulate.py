@@ -98,7 +98,7 @@ def test_people_see_machines_progress_and_a_table(simulated: tuple[dict[str, Any
     document, out, err, folder = simulated
     settings = document["settings"]
     assert f"1 engine of {settings['slots']} slots, {settings['workers']['cpu']} cpu worker" in " ".join(out.split())
-    assert "of the clairvoyant gain" in out
+    assert "clairvoyant gain" in out
     assert "mean against fcfs" in out
     assert all(f" {policy} " in out for policy in settings["policies"])
     assert "learned from 2000 jobs" in err
@@ -161,7 +161,8 @@ def test_traces_to_run_and_traces_to_learn_from(tmp_path: Path) -> None:
             ("--workload", "chain", "--policy", "llmsched:epps=1"),
             "unknown option of policy 'llmsched' 'epps'; did you mean 'eps'",
         ),
-        (("--workload", "chain", "--policy", "fcfs", "--prompts", "x"), "--prompts is not part of this version yet"),
+        (("--workload", "chain", "--policy", "ltr", "--prompts", "x"), "x is not a folder"),
+        (("--workload", "chain", "--policy", "ltr", "--ranker", "x"), "cannot read x: No such file or directory"),
         (("--workload", "chain", "--policy", "fcfs", "--load", "heavy"), "--load is 'heavy'; it must be a number"),
         (("--workload", "chain", "--policy", "fcfs", "--load", "1", "--slots", "4"), "--load makes the machines"),
         (("--workload", "chain", "--policy", "fcfs", "--load", "-1"), "load is -1; it must be from 0.01 to 100"),

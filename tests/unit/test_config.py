@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_gets_one_sentence(text: str, why: str, toml: Path
         ("POLCY", "x", "unknown environment variable 'LLMSCHED_POLCY'; did you mean 'LLMSCHED_POLICY'?"),
         ("WORKERS", "many", "setting workers is 'many': input should be a valid integer, unable to parse string"),
         ("ENGINES", '["http://a"', "setting engines is '[\"http://a\"': it is no valid JSON: unexpected end of data"),
-        ("WORKER_POOLS", "gpu=2", "setting worker_pools is 'gpu=2': it must be a table from name to slots, in the"),
+        ("WORKER_POOLS", "gpu=2", "setting worker_pools is 'gpu=2': it must be a table from name to number, in the"),
         ("WORKER_POOLS", '{"a b": 2}', "is 'a b': a pool's name starts with a letter and has letters, digits and _"),
         ("LAUNCH_ARGS", "'open", 'setting launch_args is "\'open": no closing quotation'),
         ("API_KEYS", "ann:12345678,bob", "entry 2 of api_keys is no API key; it must look like tenant:key with a"),

@@ -49,6 +49,23 @@ def test_alone_a_call_takes_its_reference_work() -> None:
     assert (server.batch, server.running, server.next_event()) == (0, 0, None)
 
 
+def test_what_is_cached_of_a_prompt_is_asked_when_a_slot_is_free_and_costs_no_prefill() -> None:
+    asked: list[str] = []
+
+    def cached(sequence: Sequence) -> int:
+        asked.append(sequence.id)
+        return 40
+
+    server = DecodingServer(CURVE, 1, cached=cached)
+    first = server.submit("a", prompt_tokens=50, output_tokens=10, now=0.0)
+    server.submit("b", prompt_tokens=50, output_tokens=10, now=0.0)
+    assert asked == ["a"]
+    assert (first.prompt_tokens, first.cached_tokens) == (50, 40)
+    # 10 of 50 tokens to read, then 10 tokens at 0.1 s, twice.
+    assert drain(server) == [("a", near(1.1)), ("b", near(2.2))]
+    assert asked == ["a", "b"]
+
+
 def test_two_calls_slow_each_other_while_they_overlap() -> None:
     server = DecodingServer(CURVE, 4)
     server.submit("a", 0, 10, now=0.0)

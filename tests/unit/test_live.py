@@ -10,6 +10,7 @@ import pytest
 from llmsched.errors import InvalidApplication, InvalidInput, UnknownName
 from llmsched.model.application import Application
 from llmsched.model.kinds import StageKind
+from llmsched.model.prompt import PromptText, describe
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.handlers import build_registry
 from llmsched.runtime.live import LiveScript, check_templates
@@ -496,3 +497,47 @@ def test_handlers_of_an_application_that_runs_recordings_need_not_exist() -> Non
 def test_the_result_is_checked_too() -> None:
     with pytest.raises((InvalidApplication, UnknownName), match="application 'app', result: unknown variable 'stage'"):
         an_application(llm("a"), result="stage.a")
+
+
+# ------------------------------------------------------------------------------------------- what prompts are like
+
+
+def texts(unfolded: Unfolded) -> dict[str, tuple[PromptText | None, ...]]:
+    return {reveal.spec.name: reveal.texts for reveal in unfolded.reveals}
+
+
+def test_prompts_are_described_while_somebody_asks() -> None:
+    asked = [False]
+    application = an_application(
+        llm("a", prompt="sort {{ input }}"),
+        llm("b", "a", prompt="{{ index }}: {{ last }}", for_each="[1, 2]", max_tasks=2),
+        echo("c", "b"),
+    )
+    live = LiveScript("job_1", application, "it", lambda: asked[0])
+
+    assert texts(live.begin()) == {"a": ()}, "nobody asked"
+    asked[0] = True
+    assert texts(live.complete("a", ["done"])) == {"b": (describe("0: done"), describe("1: done"))}
+    assert texts(live.complete("b", ["x", "y"])) == {"c": ()}, "it is no LLM stage"
+
+
+def test_a_prompt_that_fails_has_no_text_and_fails_as_ever_when_it_is_due() -> None:
+    live = LiveScript("job_1", an_application(llm("a", prompt="{{ input.nothing.at_all }}")), {}, lambda: True)
+
+    assert texts(live.begin()) == {"a": (None,)}
+    with pytest.raises(InvalidInput, match="stage 'a', prompt"):
+        live.llm("a", 0)
+
+
+def test_a_planned_prompt_is_described_without_its_inputs() -> None:
+    plan = {"stages": [{"name": "x", "candidate": "ask", "arguments": {"prompt": "why?"}}, {"name": "ask"}]}
+    candidates = [{"name": "ask", "kind": "llm"}]
+    application = an_application(
+        llm("plan"), {"name": "do", "kind": "dynamic", "after": ["plan"], "planner": "plan", "candidates": candidates}
+    )
+    live = LiveScript("job_1", application, None, lambda: True)
+    live.begin()
+
+    revealed = texts(live.complete("plan", [plan]))
+
+    assert revealed == {"do": (), "do.x": (describe("why?"),), "do.ask": (None,)}

@@ -22,6 +22,7 @@ CONTRACT = {
     "llmsched_explorations_total": set(),
     "llmsched_estimate_error_ratio_count": {"application"},
     "llmsched_task_retries_total": {"pool", "reason"},
+    "llmsched_slices_total": {"pool"},
     "llmsched_engine_up": {"executor"},
     "llmsched_profile_jobs": {"application"},
     "llmsched_profile_age_seconds": {"application"},
@@ -45,6 +46,7 @@ def busy() -> Metrics:
     metrics.task_started("llm", "web_search", 0.004)
     metrics.task_ended("llm", "web_search", 3.0)
     metrics.task_retried("llm", "http_500")
+    metrics.task_sliced("llm")
     metrics.decided(0.0002)
     metrics.explored()
     metrics.estimated("web_search", 1.05)
@@ -74,6 +76,7 @@ def test_counters_count_by_class_outcome_and_reason() -> None:
     assert value(series, "llmsched_jobs_finished_total", **jobs, outcome="completed") == 1
     assert value(series, "llmsched_jobs_finished_total", **jobs, outcome="failed") == 1
     assert value(series, "llmsched_task_retries_total", pool="llm", reason="http_500") == 1
+    assert value(series, "llmsched_slices_total", pool="llm") == 1
     assert value(series, "llmsched_decisions_total") == 1
     assert value(series, "llmsched_explorations_total") == 1
 

@@ -1,15 +1,12 @@
-"""The order each policy gives, and what every row of `POLICIES` promises."""
+"""The order each policy gives; what every row of `POLICIES` promises is in `test_policy_checks.py`."""
 
 from __future__ import annotations
 
-import pickle
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmsched.errors import InvalidInput, UnknownName
 from llmsched.model.application import Application
@@ -21,7 +18,6 @@ from llmsched.model.events import (
     ExecutorJoined,
     FinishJob,
     JobCancelled,
-    JobClass,
     JobSubmitted,
     Reveal,
     StageExpanded,
@@ -29,7 +25,7 @@ from llmsched.model.events import (
     TaskRef,
     TaskResult,
 )
-from llmsched.model.job import Stage, TaskState
+from llmsched.model.job import Stage
 from llmsched.model.recording import Recording
 from llmsched.model.unfolding import RecordedUnfolding
 from llmsched.policies import POLICIES
@@ -45,7 +41,7 @@ from llmsched.simulator import World as SimulatedWorld
 from llmsched.simulator.world import job_name
 from llmsched.workloads import Arrival
 from tests.unit.learned import CURVES, REPAIR, ROUND, llm, regular, repair, repairs
-from tests.unit.world import HORIZON, Luck, World, make_policy, random_job
+from tests.unit.world import Luck, World, random_job
 
 
 def application(name: str, *stages: dict[str, Any]) -> Application:
@@ -78,6 +74,17 @@ def watching(policy: Policy, *events: Event) -> Scheduler:
     scheduler = Scheduler(policy)
     scheduler.handle(Batch(0.0, events))
     return scheduler
+
+
+def busy(name: str, seed: int) -> World:
+    """A world in the middle of its story, with more work than slots."""
+    rng = Random(seed)
+    jobs = [(*random_job(rng), rng.choice((0.0, 0.0, 1.0, 5.0))) for _ in range(rng.randint(0, 12))]
+    luck = Luck(failing=0.1, losing=0.1, resizing=0.1, cancelling=0.1, tick=rng.choice((0.0, 0.5)))
+    world = World(jobs, policy=name, luck=luck, seed=seed)
+    for _ in range(rng.randint(0, 25)):
+        world.advance()
+    return world
 
 
 # ------------------------------------------------------------------------------------------------------ fcfs
@@ -237,7 +244,10 @@ def test_unknown_names_and_options_name_the_nearest() -> None:
 
     with pytest.raises(UnknownName) as caught:
         make("sjf", mean={})
-    assert str(caught.value) == "unknown option of policy 'sjf' 'mean'; did you mean 'means'? known: means, curve"
+    assert (
+        str(caught.value)
+        == "unknown option of policy 'sjf' 'mean'; did you mean 'means'? known: means, curve, max_wait, tenants"
+    )
 
 
 def test_an_oracle_is_refused_where_nobody_knows_the_future() -> None:
@@ -357,114 +367,3 @@ def test_a_bad_option_of_srpt_is_one_sentence(options: dict[str, Any]) -> None:
 def test_an_unknown_estimator_is_told() -> None:
     with pytest.raises(UnknownName, match="unknown estimator 'bayes'; did you mean 'bayesnet'"):
         make("srpt", estimator="bayes")
-
-
-# ------------------------------------------------------------------------------- what every policy promises
-
-
-def busy(name: str, seed: int) -> World:
-    """A world in the middle of its story, with more work than slots."""
-    rng = Random(seed)
-    jobs = [(*random_job(rng), rng.choice((0.0, 0.0, 1.0, 5.0))) for _ in range(rng.randint(0, 12))]
-    luck = Luck(failing=0.1, losing=0.1, resizing=0.1, cancelling=0.1, tick=rng.choice((0.0, 0.5)))
-    world = World(jobs, policy=name, luck=luck, seed=seed)
-    for _ in range(rng.randint(0, 25)):
-        world.advance()
-    return world
-
-
-def order(policy: Policy, view: View) -> dict[str, list[TaskRef]]:
-    """Everything the policy would start, by pool."""
-    policy.begin(view)
-    return {pool: [pick.task.ref for pick in policy.picks(pool, view)] for pool in view.ready}
-
-
-def snapshot(view: View) -> object:
-    """All that a policy could have changed."""
-    stages = [s for job in view.jobs.values() for s in job.stages.values()]
-    return (
-        view.now,
-        [(job.id, job.status, job.open_stages, list(job.running)) for job in view.jobs.values()],
-        [(s.job.id, s.name, s.state, s.ready[:], s.done_tasks, repr(s.tasks)) for s in stages],
-        {pool: list(ready) for pool, ready in view.ready.items()},
-        [(e.id, e.slots, list(e.running)) for e in view.executors.values()],
-    )
-
-
-@pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32))
-def test_every_policy_keeps_its_promises(name: str, seed: int) -> None:
-    world = busy(name, seed)
-    policy, view = world.scheduler.policy, world.scheduler.view
-    twin = pickle.loads(pickle.dumps((policy, view)))
-    before = snapshot(view)
-
-    picked = order(policy, view)
-
-    assert snapshot(view) == before, "a policy only looks"
-    for pool, stages in view.ready.items():
-        ready = [s.tasks[i].ref for s in stages.values() if s.tasks for i in s.ready]
-        assert sorted(picked[pool]) == sorted(ready), "every ready task once, and nothing else"
-        tasks = [pick.task for pick in policy.picks(pool, view)]
-        assert all(t.state is TaskState.READY and t.pool == pool for t in tasks)
-        if policy.keeps_classes:
-            classes = [t.job.job_class for t in tasks]
-            assert classes == sorted(classes)
-    assert order(*twin) == picked, "a pickled policy goes on as the original"
-    again = busy(name, seed).scheduler
-    assert order(again.policy, again.view) == picked, "the same story gives the same order"
-
-
-@pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**32))
-def test_every_policy_can_take_over_in_the_middle(name: str, seed: int) -> None:
-    world = busy("fcfs", seed)
-    ready = {p: sorted(refs) for p, refs in order(world.scheduler.policy, world.scheduler.view).items()}
-
-    world.scheduler.use_policy(make_policy(name))
-
-    taken = order(world.scheduler.policy, world.scheduler.view)
-    assert {p: sorted(refs) for p, refs in taken.items()} == ready
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_has_nothing_to_say_about_an_empty_view(name: str) -> None:
-    policy = make_policy(name)
-    policy.begin(View())
-
-    assert list(policy.picks("llm", View())) == []
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_forgets_jobs_that_left(name: str) -> None:
-    world = busy(name, 7)
-    while world.advance():
-        pass
-
-    policy = world.scheduler.policy
-    assert world.now > HORIZON / 2
-    assert all(job.outcome for job in world.jobs.values())
-    assert len(pickle.dumps(policy)) < 2_000
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_says_what_it_is(name: str) -> None:
-    info = POLICIES[name]
-
-    assert info.line
-    assert info.source
-    assert info.make.__doc__
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_prefers_earlier_classes(name: str) -> None:
-    template = application("app", stage("a"))
-    scheduler = Scheduler(make_policy(name))
-    reveals = (Reveal(template["a"], (0,)),)
-    jobs = [JobSubmitted(c.label, n, template, 0.0, reveals, job_class=c) for n, c in enumerate(reversed(JobClass))]
-
-    commands = scheduler.handle(Batch(0.0, (*jobs, ExecutorJoined("e", "llm", 9))))
-
-    assert [c.task.job for c in commands if isinstance(c, Dispatch)] == ["interactive", "standard", "batch"]

@@ -85,6 +85,14 @@ def test_adds_up_its_work() -> None:
     assert recording.reference_seconds(GENERIC_7B) == pytest.approx({"llm": 0.4 + 1.2, "regular": 1.75})
 
 
+def test_alone_it_takes_its_longest_path() -> None:
+    # plan 0.1 + 0.4, a 1.5, b 0.25, join: the longer of 0.2 + 0.6 and 0.1 + 0.2
+    assert Recording.from_json(PLANNED).alone_seconds(GENERIC_7B) == pytest.approx(0.5 + 1.5 + 0.25 + 0.8)
+    # plan 100 / 8,000 + 0.1; whoever waits for a dynamic stage waits for its plan
+    side = job(llm("plan", []), dynamic("d", ["plan"]), tool("a", ["plan"], 2.0, parent="d"), tool("end", ["d"], 1.0))
+    assert Recording.from_json(side).alone_seconds(GENERIC_7B) == pytest.approx(0.1125 + 2.0 + 1.0)
+
+
 def test_a_job_without_llm_stages_needs_no_context() -> None:
     recording = Recording.from_json(job(tool("only", [])))
     assert (recording.longest_context, recording.output_tokens) == (0, 0)

@@ -13,7 +13,7 @@ import pytest
 from llmsched.catalogue import installed_applications
 from llmsched.errors import InvalidInput, UnknownName
 from llmsched.model.application import Application
-from llmsched.model.events import Batch, Command, Dispatch, Outcome, TaskFailed
+from llmsched.model.events import Batch, Command, Dispatch, Outcome, TaskFailed, TaskFinished, TaskResult
 from llmsched.model.kinds import StageKind
 from llmsched.model.latency import GENERIC_7B, LatencyCurve
 from llmsched.model.recording import RecordedStage, RecordedTask, Recording
@@ -336,6 +336,13 @@ def test_slices_without_a_cache_read_everything_again() -> None:
     done = run((0.0, call(llm(100, 30))), scheduler=Watched(Sliced(10)), prefix_cache=0.0)
     # 100, 110 and 120 tokens to read, 30 to decode
     assert times(done) == pytest.approx([0.100 + 0.110 + 0.120 + 0.30])
+
+
+def test_the_duration_of_a_sliced_call_is_that_of_all_its_slices() -> None:
+    scheduler = Watched(Sliced(10))
+    run((0.0, call(llm(100, 30))), scheduler=scheduler, prefix_cache=0.0)
+    [result] = [e.result for b in scheduler.batches for e in b.events if isinstance(e, TaskFinished)]
+    assert result == TaskResult(pytest.approx(0.100 + 0.110 + 0.120 + 0.30), 100, 30)
 
 
 def test_slices_conserve_tokens() -> None:

@@ -36,7 +36,7 @@ def deal(application: Application, recording: Recording, rng: Random) -> Recorde
     running: list[str] = []
 
     def take(new: Unfolded) -> None:
-        for spec, prompt_tokens in new.reveals:
+        for spec, prompt_tokens, _ in new.reveals:
             stage = stages[spec.name]
             assert (spec.kind, spec.after, spec.parent) == (stage.kind, stage.after, stage.parent)
             assert prompt_tokens == tuple(t.prompt_tokens for t in stage.tasks)

@@ -119,7 +119,7 @@ class JobAccount:
         self.over: set[str] = set()
 
     def learn(self, unfolded: Unfolded) -> None:
-        for spec, prompt_tokens in unfolded.reveals:
+        for spec, prompt_tokens, _ in unfolded.reveals:
             assert spec.name not in self.specs, f"{self.id}: {spec.name} was revealed twice"
             self.specs[spec.name] = spec
             self.results[spec.name] = [None] * len(prompt_tokens)

@@ -9,7 +9,7 @@ import sys
 from llmsched.errors import InvalidInput
 from llmsched.runtime.emulator.engine import run
 from llmsched.runtime.emulator.faults import Fault
-from llmsched.runtime.emulator.settings import SCHEDULING_POLICIES
+from llmsched.runtime.emulator.settings import DEFAULT_CACHE_BLOCKS, SCHEDULING_POLICIES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,6 +28,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scheduling-policy", choices=SCHEDULING_POLICIES, default="priority")
     parser.add_argument("--max-model-len", type=int, default=32_768, help="prompt + output tokens")
     parser.add_argument("--seed", type=int, default=0, help="decides what a prompt is answered with")
+    parser.add_argument(
+        "--prefix-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="what prompts share with earlier sequences costs no prefill",
+    )
+    parser.add_argument("--cache-blocks", type=int, default=DEFAULT_CACHE_BLOCKS, help="prefixes kept, 16 tokens each")
     parser.add_argument("--api-key-env", help="environment variable that holds the key clients must send")
     parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input ends")
     parser.add_argument("--fault", type=_fault, help=argparse.SUPPRESS)  # KIND or KIND:COUNT, for tests

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
-from zlib import crc32
 
 import orjson
 from aiohttp import web
@@ -26,7 +25,7 @@ from llmsched.runtime.emulator.requests import (
     prompt_text,
 )
 from llmsched.runtime.emulator.settings import EmulatorSettings
-from llmsched.runtime.emulator.text import TOKEN_CHARS, count_tokens
+from llmsched.runtime.emulator.text import token_ids
 
 #: the vLLM whose answers are imitated
 VERSION = "0.32.0+emulated"
@@ -126,11 +125,8 @@ class Api:
     async def _tokenize(self, request: web.Request) -> web.Response:
         document = parse_object(await request.read())
         check_model(document, self._settings)
-        text = prompt_text(document)
-        count = count_tokens(text)
-        pieces = (text[TOKEN_CHARS * i : TOKEN_CHARS * (i + 1)] for i in range(count))
-        tokens = [crc32(piece.encode()) % 32_000 for piece in pieces]
-        found = {"count": count, "max_model_len": self._settings.max_model_len, "tokens": tokens}
+        tokens = token_ids(prompt_text(document))
+        found = {"count": len(tokens), "max_model_len": self._settings.max_model_len, "tokens": tokens}
         return _json(orjson.dumps(found | {"token_strs": None}))
 
     async def _set_fault(self, request: web.Request) -> web.Response:
@@ -159,9 +155,9 @@ class Api:
         if fault is not None and (answer := await _broken(fault, stream=generation.stream)) is not None:
             return answer
         output = generation.output
-        call = self._paced.submit(generation.prompt_tokens, output.tokens, generation.priority)
+        call = self._paced.submit(generation.prompt, output.token_ids, generation.priority)
         self._metrics.begin(call)
-        reply = Reply(generation, self._settings.model)
+        reply = Reply(generation, self._settings.model, call.sequence)
         try:
             if generation.stream:
                 return await self._stream(request, call, generation.output.tokens, reply, fault)

@@ -23,7 +23,8 @@ from llmsched.runtime.emulator.api import Api
 from llmsched.runtime.emulator.faults import Fault, Faults
 from llmsched.runtime.emulator.metrics import EngineMetrics
 from llmsched.runtime.emulator.paced import PacedServer
-from llmsched.runtime.emulator.settings import EmulatorSettings, read_latency_curve
+from llmsched.runtime.emulator.prefix import PrefixCache
+from llmsched.runtime.emulator.settings import DEFAULT_CACHE_BLOCKS, EmulatorSettings, read_latency_curve
 
 #: connections that may wait for `accept`
 _BACKLOG = 4096
@@ -40,7 +41,8 @@ class EmulatedEngine:
         self.url = ""
         #: what goes wrong at the moment
         self.faults = Faults()
-        self._paced = PacedServer(settings.latency, settings.max_batch, settings.speed)
+        cache = PrefixCache(settings.cache_blocks if settings.prefix_cache else 0)
+        self._paced = PacedServer(settings.latency, settings.max_batch, settings.speed, cache)
         self._metrics = EngineMetrics(settings, self._paced)
         self._request_ids: deque[str] = deque(maxlen=10_000)
         self._runner: web.AppRunner | None = None
@@ -49,6 +51,11 @@ class EmulatedEngine:
     def server(self) -> DecodingServer:
         """The model, to look at."""
         return self._paced.server
+
+    @property
+    def cache(self) -> PrefixCache:
+        """The prefix cache, to look at."""
+        return self._paced.cache
 
     @property
     def request_ids(self) -> list[str]:
@@ -129,6 +136,8 @@ def run(
     max_model_len: int = 32_768,
     seed: int = 0,
     api_key: str | None = None,
+    prefix_cache: bool = True,
+    cache_blocks: int = DEFAULT_CACHE_BLOCKS,
     *,
     fault: Fault | None = None,
     exit_with_stdin: bool = False,
@@ -148,6 +157,8 @@ def run(
         max_model_len=max_model_len,
         seed=seed,
         api_key=api_key,
+        prefix_cache=prefix_cache,
+        cache_blocks=cache_blocks,
     )
 
     async def main() -> None:

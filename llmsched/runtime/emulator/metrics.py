@@ -123,6 +123,18 @@ class EngineMetrics:
                 cached / (self._settings.max_batch * self._settings.max_model_len),
             ),
             ("num_preemptions_total", "counter", "Cumulative number of preemption from the engine.", 0),
+            (
+                "prefix_cache_queries_total",
+                "counter",
+                "Prefix cache queries, in terms of number of queried tokens.",
+                self._paced.cache.queries,
+            ),
+            (
+                "prefix_cache_hits_total",
+                "counter",
+                "Prefix cache hits, in terms of number of cached tokens.",
+                self._paced.cache.hits,
+            ),
             ("prompt_tokens_total", "counter", "Number of prefill tokens processed.", prompt_tokens),
             ("generation_tokens_total", "counter", "Number of generation tokens processed.", generation_tokens),
         ):

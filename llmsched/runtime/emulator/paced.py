@@ -7,10 +7,12 @@ them is late by what the loop's timers cost (about a millisecond), so delays nev
 from __future__ import annotations
 
 import asyncio
+from collections import abc
 from collections.abc import AsyncIterator
 
 from llmsched.model.decoding import DecodingServer, Sequence
 from llmsched.model.latency import LatencyCurve
+from llmsched.runtime.emulator.prefix import PrefixCache
 
 #: seconds between two chunks of one stream: finer ones would spend the machine on framing
 CHUNK_S = 0.020
@@ -65,9 +67,12 @@ class Call:
 class PacedServer:
     """Submits, aborts and watches requests, now."""
 
-    def __init__(self, curve: LatencyCurve, max_batch: int, speed: float) -> None:
-        self.server = DecodingServer(curve, max_batch, on_decoding=self._on_decoding)
+    def __init__(self, curve: LatencyCurve, max_batch: int, speed: float, cache: PrefixCache) -> None:
+        self.server = DecodingServer(curve, max_batch, on_decoding=self._on_decoding, cached=self._look_up)
         self.speed = speed
+        self.cache = cache
+        #: prompt and output of those that are here, as token ids, by id
+        self._texts: dict[str, tuple[abc.Sequence[int], abc.Sequence[int]]] = {}
         #: those that wait for their end, by id
         self._calls: dict[str, Call] = {}
         self._submitted = 0
@@ -83,11 +88,12 @@ class PacedServer:
             self._origin = self._loop.time()
         return (self._loop.time() - self._origin) * self.speed
 
-    def submit(self, prompt_tokens: int, output_tokens: int, priority: int) -> Call:
-        """A request arrives; on an instant engine it has finished when this returns."""
+    def submit(self, prompt: abc.Sequence[int], output: abc.Sequence[int], priority: int) -> Call:
+        """A request arrives, as token ids; on an instant engine it has finished when this returns."""
         self._submitted += 1
         id = str(self._submitted)
-        call = Call(self.server.submit(id, prompt_tokens, output_tokens, self.now(), priority))
+        self._texts[id] = prompt, output
+        call = Call(self.server.submit(id, len(prompt), len(output), self.now(), priority))
         self._calls[id] = call
         self._turn()
         return call
@@ -100,6 +106,7 @@ class PacedServer:
         self.server.abort(call.sequence.id, self.now())
         if not call.is_finished:
             del self._calls[call.sequence.id]
+            self._leave(call.sequence, tokens)
         self._turn()
         return call.sequence.output_tokens if call.is_finished else tokens
 
@@ -142,10 +149,21 @@ class PacedServer:
         if (call := self._calls.get(sequence.id)) is not None:
             call.tell()
 
+    def _look_up(self, sequence: Sequence) -> int:
+        return self.cache.find(self._texts[sequence.id][0])
+
+    def _leave(self, sequence: Sequence, tokens: int) -> None:
+        """A sequence goes with so many tokens of output; what was computed for it stays in the cache."""
+        prompt, output = self._texts.pop(sequence.id)
+        if tokens:
+            self.cache.keep([*prompt, *output[: tokens - 1]])  # nothing was computed from the last one
+
     def _turn(self) -> None:
         """Let the model catch up with the clock, tell who finished, and set the timer."""
         for id, _ in self.server.advance(self.now()):
-            self._calls.pop(id).tell()
+            call = self._calls.pop(id)
+            self._leave(call.sequence, call.sequence.output_tokens)
+            call.tell()
         at = self.server.next_event()
         if at is None or self._loop is None:
             self.close()

@@ -7,6 +7,7 @@ refused with a sentence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random, getrandbits
 from typing import Any
@@ -16,10 +17,10 @@ import orjson
 
 from llmsched.errors import InvalidInput
 from llmsched.runtime.emulator.settings import EmulatorSettings
-from llmsched.runtime.emulator.text import Output, count_tokens, free_text, json_text
+from llmsched.runtime.emulator.text import Output, free_text, json_text, token_ids
 
 #: tokens that a chat template adds to each message
-_MESSAGE_TOKENS = 4
+_MESSAGE_TOKENS, _MESSAGE_TOKEN = 4, 1
 #: fields that are not emulated, with the values that ask for nothing
 _NOT_EMULATED: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
@@ -32,7 +33,6 @@ _NOT_EMULATED: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (None, False),
     "prompt_embeds": (None,),
     "truncate_prompt_tokens": (None,),
-    "return_token_ids": (None, False),
     "tools": (None, []),
     "functions": (None, []),
 }
@@ -55,12 +55,14 @@ class Generation:
 
     id: str
     chat: bool
-    prompt_tokens: int
+    #: token ids
+    prompt: Sequence[int]
     output: Output
     priority: int
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    return_token_ids: bool
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -94,18 +96,19 @@ def parse_generation(body: bytes, settings: EmulatorSettings, *, chat: bool, id:
     if priority and settings.scheduling_policy != "priority":
         # The answer of vLLM's documentation and v0 engine; the v1 engine forgot to give it (issue 22997).
         raise Refused(f"Got priority {priority} but Priority scheduling is not enabled.", param="priority")
-    prompt_tokens, digest = _chat_prompt(document) if chat else _prompt(document)
-    low, high = _output_bounds(document, settings, prompt_tokens, chat=chat)
+    prompt, digest, said = _chat_prompt(document) if chat else (*_prompt(document), 0)
+    low, high = _output_bounds(document, settings, len(prompt), chat=chat)
     draw = Random(f"{settings.seed}:{digest}:{_integer(document, 'seed', None)}")
     return Generation(
         id=f"{'chatcmpl' if chat else 'cmpl'}-{id or _text(document, 'request_id') or f'{getrandbits(128):032x}'}",
         chat=chat,
-        prompt_tokens=prompt_tokens,
-        output=_output(document, draw, low, high),
+        prompt=prompt,
+        output=_output(document, draw, low, high, said),
         priority=priority,
         stream=stream,
         include_usage=options is not None and _flag(options, "include_usage"),
         continuous_usage=options is not None and _flag(options, "continuous_usage_stats"),
+        return_token_ids=_flag(document, "return_token_ids"),
     )
 
 
@@ -126,28 +129,40 @@ def prompt_text(document: dict[str, Any]) -> str:
     return prompt
 
 
-def _prompt(document: dict[str, Any]) -> tuple[int, int]:
-    """(tokens, digest) of a completion's prompt: text, token ids, or a list of one of them."""
+def _prompt(document: dict[str, Any]) -> tuple[list[int], int]:
+    """(token ids, digest) of a completion's prompt: text, token ids, or a list of one of them."""
     prompt = document.get("prompt")
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], list | str):
         if len(prompt) != 1:
             raise Refused(f"the emulated engine takes one prompt per request, not {len(prompt)}", param="prompt")
         prompt = prompt[0]
     if isinstance(prompt, str):
-        return count_tokens(prompt), crc32(prompt.encode())
+        return token_ids(prompt), crc32(prompt.encode())
     if not isinstance(prompt, list) or not set(map(type, prompt)) <= {int}:
         raise Refused("prompt must be text or a list of token ids", param="prompt")
     if not prompt:
         raise Refused("The decoder prompt cannot be empty")
     if min(prompt) < 0:
         raise Refused("a token id must not be negative", param="prompt")
-    return len(prompt), crc32(orjson.dumps(prompt))
+    return prompt, crc32(orjson.dumps(prompt))
 
 
-def _chat_prompt(document: dict[str, Any]) -> tuple[int, int]:
+def _chat_prompt(document: dict[str, Any]) -> tuple[list[int], int, int]:
+    """(token ids, digest, tokens said) of a chat: with `continue_final_message` its last message is the reply so far.
+
+    A reply so far changes nothing about what the whole is going to be, so it is not in the digest.
+    """
     messages = _messages(document)
+    said = ""
+    if _flag(document, "continue_final_message"):
+        if document.get("add_generation_prompt") is not False:
+            raise Refused("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+        said = _message_text(messages[-1])
+        messages = messages[:-1]
     text = "".join(map(_message_text, messages))
-    return count_tokens(text) + _MESSAGE_TOKENS * len(messages), crc32(text.encode())
+    prompt = [_MESSAGE_TOKEN] * (_MESSAGE_TOKENS * len(messages)) + token_ids(text)
+    reply = token_ids(said) if said else []
+    return prompt + reply, crc32(text.encode()), len(reply)
 
 
 def _messages(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -203,11 +218,11 @@ def _output_bounds(
     return low, high
 
 
-def _output(document: dict[str, Any], draw: Random, low: int, high: int) -> Output:
+def _output(document: dict[str, Any], draw: Random, low: int, high: int, said: int) -> Output:
     ignore_eos = _flag(document, "ignore_eos")
     schema = _schema(document)
     if schema is None:
-        return free_text(draw, low, high, ignore_eos=ignore_eos)
+        return free_text(draw, low, high, ignore_eos=ignore_eos, said=said)
     try:
         return json_text(schema, draw, low, high, ignore_eos=ignore_eos)
     except InvalidInput as error:

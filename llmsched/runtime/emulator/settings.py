@@ -12,6 +12,8 @@ from llmsched.errors import InvalidInput, InvalidSetting, UnknownName
 from llmsched.model.latency import GENERIC_7B, LATENCY_CURVES, LatencyCurve, latency_curve
 
 SCHEDULING_POLICIES = ("fcfs", "priority")
+#: 16 tokens each: what 16 requests of 32,768 tokens need
+DEFAULT_CACHE_BLOCKS = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,10 @@ class EmulatorSettings:
     seed: int = 0
     #: when set, everything but health, version and metrics wants `Authorization: Bearer <key>`
     api_key: str | None = None
+    #: whether prompts that begin as earlier sequences need less prefill
+    prefix_cache: bool = True
+    #: blocks that the prefix cache holds
+    cache_blocks: int = DEFAULT_CACHE_BLOCKS
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -49,6 +55,11 @@ class EmulatorSettings:
         if self.scheduling_policy not in SCHEDULING_POLICIES:
             raise UnknownName.of(
                 "scheduling policy", self.scheduling_policy, SCHEDULING_POLICIES, field="scheduling_policy"
+            )
+        if self.cache_blocks < 1:
+            raise InvalidSetting(
+                f"cache_blocks must be at least 1, not {self.cache_blocks}; switch prefix_cache off instead",
+                field="cache_blocks",
             )
         if self.api_key == "":
             raise InvalidSetting("an empty API key would let everybody in", field="api_key")

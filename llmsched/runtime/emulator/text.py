@@ -7,9 +7,12 @@ same there.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Any
+from zlib import crc32
 
 from llmsched.errors import InvalidInput
 from llmsched.runtime.emulator.schema import SchemaSampler
@@ -21,6 +24,8 @@ _WORDS = (
     " the sun and sea may run far off but few who ask can see why our old map has two red oak day one"
     " ice sky air ink new way big box hat key low mud net pan ray set tea use van win yet zip ash bee"
 )
+#: replies are as long as one draw in 1 … 1,024 tokens says, and those that must be longer up to four times as long
+_LONGEST, _LONGER = 1024, 4
 _CYCLE = len(_WORDS) // TOKEN_CHARS
 _FILLER = _WORDS * 64
 
@@ -34,6 +39,11 @@ class Output:
     #: `length` when max_tokens ended it, else `stop`
     finish_reason: str
 
+    @property
+    def token_ids(self) -> list[int]:
+        """One id per token."""
+        return token_ids(self.text)
+
     def delta(self, start: int, stop: int) -> str:
         """The text of tokens start..stop-1; the last token takes what is left."""
         end = TOKEN_CHARS * stop if stop < self.tokens else None
@@ -43,6 +53,16 @@ class Output:
 def count_tokens(text: str) -> int:
     """Tokens of a text: a quarter of its characters, and at least one."""
     return max(1, len(text) // TOKEN_CHARS)
+
+
+def token_ids(text: str) -> list[int]:
+    """One id for each token of a text, by its four characters."""
+    return [_token_id(text[TOKEN_CHARS * i : TOKEN_CHARS * (i + 1)]) for i in range(count_tokens(text))]
+
+
+@lru_cache(4096)
+def _token_id(piece: str) -> int:
+    return crc32(piece.encode()) % 32_000
 
 
 def filler(tokens: int, start: int) -> str:
@@ -58,17 +78,24 @@ def filler(tokens: int, start: int) -> str:
     return source[TOKEN_CHARS * first : TOKEN_CHARS * (first + tokens)]
 
 
-def free_text(rng: Random, low: int, high: int, *, ignore_eos: bool) -> Output:
+def free_text(rng: Random, low: int, high: int, *, ignore_eos: bool, said: int = 0) -> Output:
     """Filler of `high` tokens, or, where the model may end on its own, of a drawn length.
 
-    The length is log-uniform in [max(1, low), high]: most replies are short, any may be long.
+    said: how many tokens of this reply are said already; `low` and `high` are about the rest. Where a reply ends
+    depends on `high` no more than a model's does, so that one in several pieces says what it says in one.
     """
-    low = max(1, low)
-    tokens = high
-    if not ignore_eos and low < high:
-        tokens = min(high, int(low * ((high + 1) / low) ** rng.random()))
-    assert low <= tokens <= high or ignore_eos
-    return Output(filler(tokens, rng.randrange(_CYCLE)), tokens, "length" if tokens == high else "stop")
+    start = rng.randrange(_CYCLE)
+    end = math.inf if ignore_eos else _natural_end(rng, said + max(1, low)) - said
+    tokens = int(min(high, end))
+    return Output(filler(tokens, start + said), tokens, "stop" if end <= high else "length")
+
+
+def _natural_end(rng: Random, low: int) -> int:
+    """The first place from `low` on where the model would end: most replies are short, any may be long."""
+    end = int(_LONGEST ** rng.random())
+    while end < low:
+        end = max(end + 1, int(end * _LONGER ** rng.random()))
+    return end
 
 
 def json_text(schema: Any, rng: Random, low: int, high: int, *, ignore_eos: bool) -> Output:
