@@ -31,7 +31,9 @@ from llmsched.model.latency import GENERIC_7B
 from llmsched.policies import POLICIES
 from llmsched.simulator.experiment import Choice, Comparison, Work, learn, prepare, size
 from llmsched.simulator.statistics import Samples, change
-from llmsched.workloads import Arrival
+from llmsched.training.ranker import sample
+from llmsched.training.ranker import train as train_lengths
+from llmsched.workloads import Arrival, Prompts
 
 CURVE = GENERIC_7B
 RATE = 0.9
@@ -263,7 +265,13 @@ def _comparison(cell: Cell, traces: Path | None) -> Comparison:
 @lru_cache(maxsize=2)
 def _known(source: str, workload: str, traces: Path | None) -> tuple[Comparison, Work]:
     applications = installed_applications()
-    jobs = prepare(workload, traces if source == "traces" else None, None)
+    folder = traces if source == "traces" else None
+    jobs = prepare(workload, folder, None)
     knowledge = learn(jobs.training, applications, CURVE)
+    prompts = None
+    if folder is not None and (beside := folder.parent / "prompts").is_dir():
+        prompts = Prompts.load(beside, jobs.workload.applications)
+    lengths = train_lengths(sample(jobs.training, applications, prompts), {"texts": prompts is not None})
     work = Work.of(jobs.workload, applications, CURVE)
-    return Comparison(jobs.workload, (), (), (), JOBS, applications, CURVE, knowledge), work
+    known = Comparison(jobs.workload, (), (), (), JOBS, applications, CURVE, knowledge)
+    return replace(known, lengths=lengths, prompts=prompts), work

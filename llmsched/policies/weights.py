@@ -12,7 +12,8 @@ from llmsched.errors import InvalidInput, show
 def weights_from(weights: Mapping[str, float] | str, *, of: str, field: str = "weights") -> dict[str, float]:
     """Weights by name, from a mapping or from text.
 
-    of: what bears them. field: the option, for the sentence of an error. Raises InvalidInput for a weight that is not a positive number.
+    of: what bears them. field: the option, for the sentence of an error.
+    Raises InvalidInput for a weight that is not a positive number.
 
     >>> weights_from("a=2, b=0.5", of="tenant")
     {'a': 2.0, 'b': 0.5}

@@ -44,6 +44,9 @@ KEPT_TO = {
     "pydantic": {"gateway", "config"},
     "pydantic_settings": {"config"},
     "pyagrum": {"profiler"},
+    "lightgbm": {"training"},
+    "torch": {"training"},
+    "transformers": {"training"},
 }
 
 #: What the floors up to the scheduler never touch: clocks, concurrency, the network, processes, the environment.
