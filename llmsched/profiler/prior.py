@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,10 @@ class Priors:
     def __init__(self, knowledge: Knowledge) -> None:
         self._knowledge = knowledge
         self._made: dict[tuple[str, int], tuple[int, Prior]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is made anew in a moment does not travel."""
+        return {"_knowledge": self._knowledge, "_made": {}}
 
     def __getitem__(self, application: Application) -> Prior:
         key = application.name, application.version

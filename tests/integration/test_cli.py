@@ -332,7 +332,7 @@ def test_help_names_every_command_and_hides_what_does_not_exist_yet(nowhere: Cli
     commands = {line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()}
     assert commands == {
         *("serve", "emulate", "submit", "jobs", "show", "watch", "cancel"),
-        *("engines", "apps", "policies", "export", "replay", "demo", "fit", "simulate"),
+        *("engines", "apps", "policies", "export", "replay", "demo", "fit", "simulate", "train"),
     }
     for command in commands:
         assert f"Usage: llmsched {command} " in nowhere.ok(command, "--help").out

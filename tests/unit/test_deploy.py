@@ -534,11 +534,11 @@ def test_kustomization_lists_every_manifest_but_the_two_applied_by_hand() -> Non
 # --- make and CI --------------------------------------------------------------------------------------------
 
 
-def test_ci_runs_lint_and_both_kinds_of_tests() -> None:
+def test_ci_runs_lint_and_every_kind_of_tests() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     targets = re.findall(r"^step \S+ make (\S+)$", script.read_text(), flags=re.M)
-    assert targets == ["setup", "lint", "test", "test-vllm"]
+    assert targets == ["setup", "lint", "test", "test-train", "test-vllm"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

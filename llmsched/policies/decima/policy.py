@@ -91,8 +91,11 @@ class Decima:
         match change:
             case JobArrived(job):
                 self._seen[job.application.name] = None
-            case JobChanged(job) | JobLeft(job):
+            case JobChanged(job):
                 self._observer.touch(job)
+            case JobLeft(job):
+                self._observer.touch(job)
+                self._order = {}  # the next decision makes another; this one would keep the job alive
             case StageReady(stage):
                 self._observer.touch(stage.job)
             case TaskStarted(task) | TaskEnded(task) | TaskReady(task):
