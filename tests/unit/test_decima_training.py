@@ -38,7 +38,7 @@ def test_advantages_of_episodes_on_the_same_arrivals_cancel() -> None:
     # Two episodes with choices at 0 and 2, one job each; that of the first ends at 4, that of the second at 2.
     choice = (None,) * 9
     slow = Episode([(*choice, 0.0), (*choice, 2.0)], [(0.0, 4.0)], 4.0)
-    fast = Episode([(*choice, 0.0), (*choice, 2.0)], [(0.0, 2.0)], 4.0)
+    fast = Episode([(*choice, 0.0), (*choice, 2.0)], [(0.0, 2.0)], 2.0)
 
     a, b = advantages([slow, fast])
 

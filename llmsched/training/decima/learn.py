@@ -201,11 +201,14 @@ def _episodes(
 
 
 def advantages(group: Sequence[Episode]) -> list[np.ndarray[Any, Any]]:
-    """Per episode of the same arrivals (k,): differential returns less their baseline."""
-    spans = sum(episode.end for episode in group)
-    all_rewards = [rewards(e.lives, e.times, e.end) for e in group]
-    mean_jobs = -sum(float(r.sum()) for r in all_rewards) / spans if spans else 0.0
-    returns = [differential_returns(r, e.times, e.end, mean_jobs) for r, e in zip(all_rewards, group, strict=True)]
+    """Per episode of the same arrivals (k,): differential returns less their baseline.
+
+    All are paid until the last of them is over; to its own end alone, whoever finishes later had more mean jobs added.
+    """
+    end = max(episode.end for episode in group)
+    all_rewards = [rewards(e.lives, e.times, end) for e in group]
+    mean_jobs = -sum(float(r.sum()) for r in all_rewards) / (end * len(group)) if end else 0.0
+    returns = [differential_returns(r, e.times, end, mean_jobs) for r, e in zip(all_rewards, group, strict=True)]
     lines = baselines([e.times for e in group], returns)
     return [own - line for own, line in zip(returns, lines, strict=True)]
 
