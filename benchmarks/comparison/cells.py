@@ -242,7 +242,7 @@ def _one(cell: Cell, policy: str, seed: int, traces: Path | None) -> list[float]
     comparison = _comparison(cell, traces)
     chosen = replace(comparison, policies=(Choice.parse(policy),), seeds=(seed,))
     run = chosen.run((0, 0, 0), _arrivals(cell, seed, traces))
-    row = {"decision_ms": run.decision_ms["mean"] or 0.0} | run.to_json()
+    row = run.to_json()
     row |= {"decision_ms": run.decision_ms["mean"] or 0.0, "llm_busy": run.utilisation["llm"]}
     row |= {"cpu_busy": run.utilisation.get("cpu", 0.0)}
     assert row["failed"] == 0, "a simulated job failed"
