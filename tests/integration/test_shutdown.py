@@ -24,6 +24,7 @@ from tests.integration.service import Event, RunningService, a_recording, events
 
 __all__ = ["postgres", "postgres_url"]
 
+LOCKS = "FROM pg_locks WHERE locktype = 'advisory'"
 JOBS = [a_recording(application, seed=k) for k, application in enumerate(WORKLOADS["mixed-nodoc"] * 2)]
 
 
@@ -123,13 +124,16 @@ async def test_a_service_whose_store_was_taken_over_stops_by_itself(tmp_path: Pa
     ):
         await service.submit(recording=JOBS[0])
         await until(lambda: engine.server.running > 0)
-        connection = await asyncpg.connect(postgres_url)
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
-        )
-        await connection.close()
         async with await Store.open(postgres_url) as other:
-            await other.acquire_service_lock()
+            # In line before the service could come back.
+            taking = asyncio.create_task(other.acquire_service_lock())
+            connection = await asyncpg.connect(postgres_url)
+            stands_in_line = f"SELECT EXISTS (SELECT {LOCKS} AND NOT granted)"
+            while not await connection.fetchval(stands_in_line):  # noqa: ASYNC110 (of another process)
+                await asyncio.sleep(0.01)
+            await connection.execute(f"SELECT pg_terminate_backend(pid) {LOCKS} AND granted")
+            await connection.close()
+            await taking
         with suppress(httpx.HTTPError, AssertionError):  # a write, which finds out
             await service.submit(recording=JOBS[1])
         await until(lambda: not service.is_running, 15.0, what="the end of the service")
