@@ -46,6 +46,7 @@ CONTRACT = {
     "llmsched_engine_up": {"executor"},
     "llmsched_profile_jobs": {"application"},
     "llmsched_profile_age_seconds": {"application"},
+    "llmsched_slices_total": {"pool"},
     "llmsched_profile_fallback": {"application"},
 }
 HISTOGRAMS = {
