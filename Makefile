@@ -14,6 +14,7 @@ VLLM_PYTHON ?=
 VLLM_PIP_ARGS ?=
 
 VENV := .venv
+APPS := $(filter-out __pycache__,$(notdir $(patsubst %/,%,$(wildcard apps/*/))))
 VLLM_VENV := .venv-vllm
 TORCH_VERSION := 2.13.0
 VLLM_VERSION := 0.32.0
@@ -48,6 +49,7 @@ lint: $(INSTALLED)  ## check style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	cd apps && ../$(VENV)/bin/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache $(addprefix -p ,$(APPS))
 
 bench: $(INSTALLED)  ## compare every policy, into docs/comparison.md (TRACES=DIR: on these traces too)
 	$(VENV)/bin/python benchmarks/comparison/compare.py $(if $(TRACES),--traces "$(TRACES)") $(BENCH_ARGS)

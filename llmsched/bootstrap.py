@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from llmsched.apps import handler_modules
 from llmsched.catalogue import installed_applications
 from llmsched.config import Settings
 from llmsched.errors import BackendError, InvalidSetting, ProfileError
@@ -56,7 +57,7 @@ async def build(settings: Settings) -> Context:
     lengths = _lengths(settings)
     if settings.profiles is not None:
         profile_files(settings.profiles)
-    registry = build_registry(settings.handlers)
+    registry = build_registry(settings.handlers, applications=handler_modules(), tools=settings.http_tools())
     pools = {"cpu": settings.workers, **settings.worker_pools}
     store = await Store.open(settings.store)
     metrics = Metrics()
@@ -110,6 +111,7 @@ async def build(settings: Settings) -> Context:
             tick_ms=settings.tick_ms,
             task_timeout=settings.task_timeout,
             retention=None if settings.retention_days is None else settings.retention_days * 86_400,
+            observed_idle=settings.observed_idle,
         ),
         backoff=Backoff(settings.backoff_first, settings.backoff_most),
         engines=engines,
@@ -198,6 +200,7 @@ class Fleet:
                 latency=settings.latency,
                 max_batch=settings.max_batch,
                 speed=settings.speed,
+                script=settings.script,
             )
             emulated = [
                 EngineSpec(f"http://127.0.0.1:{ports + k}", slots=settings.max_batch, name=f"emulated-{k + 1}")

@@ -1,7 +1,6 @@
 """The application templates that came with llmsched, and templates read from files.
 
-A template is `apps/<name>/application.yaml` (or `.json`). A wheel carries the folder inside the package, a checkout has
-it beside the package.
+A template is `apps/<name>/application.yaml` (or `.json`).
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable
 from functools import cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llmsched import apps
 from llmsched.errors import InvalidApplication
 from llmsched.model.application import Application
 
@@ -42,27 +40,19 @@ def load_application(path: Path) -> Application:
 @cache
 def _installed() -> dict[str, Application]:
     found: dict[str, Application] = {}
-    folders = _folder().iterdir() if _folder().is_dir() else ()
-    for folder in sorted(folders, key=lambda f: f.name):
-        for name in _FILES if folder.is_dir() else ():
-            file = folder / name
-            if file.is_file():
-                application = _load(file, f"apps/{folder.name}/{name}")
-                if application.name != folder.name:
-                    raise InvalidApplication(
-                        f"apps/{folder.name}/{name} holds application {application.name!r}; name the folder like it"
-                    )
-                found[application.name] = application
+    for folder in apps.folders():
+        for file in (folder / name for name in _FILES):
+            if not file.is_file():
+                continue
+            shown = f"apps/{folder.name}/{file.name}"
+            application = _load(file, shown)
+            if application.name != folder.name:
+                raise InvalidApplication(f"{shown} holds application {application.name!r}; name the folder like it")
+            found[application.name] = application
     return found
 
 
-def _folder() -> Traversable:
-    package = files("llmsched")
-    inside = package / "_apps"
-    return inside if inside.is_dir() else Path(str(package)).parent / "apps"
-
-
-def _load(file: Traversable, shown: str) -> Application:
+def _load(file: Path, shown: str) -> Application:
     try:
         with file.open("rb") as stream:
             text = stream.read(MAX_BYTES + 1)

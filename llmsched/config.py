@@ -1,7 +1,7 @@
 """Settings of the service: flags = TOML keys = environment `LLMSCHED_…`; flags win, then environment, then file.
 
-Secrets (API keys of tenants, keys of engines, a password inside the store's URL) come from the environment or from
-files of their own, never from the TOML file.
+Secrets (API keys of tenants, keys of engines and tools, a password inside the store's URL) come from the environment or
+from files of their own, never from the TOML file.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from llmsched.errors import InvalidSetting
 from llmsched.policies import DEFAULT_POLICY
 from llmsched.profiler import MAX_JOBS, MIN_JOBS
+from llmsched.runtime.handlers import HttpTool
 
 PREFIX = "LLMSCHED_"
 
@@ -31,6 +32,9 @@ _OTHERS = ("LLMSCHED_TRACES", "LLMSCHED_CONFIG", "LLMSCHED_URL", "LLMSCHED_API_K
 _OTHER_PREFIXES = ("LLMSCHED_TEST_", "LLMSCHED_VLLM_")
 
 _SECRETS = ("api_keys", "engine_api_key")
+#: Headers and parts of a query that are called so are secrets.
+_SECRET_NAME = re.compile(r"auth|key|token|secret|passw|cookie|session|appid", re.IGNORECASE)
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def _json_or(split: Any) -> BeforeValidator:
@@ -57,6 +61,10 @@ def _no_text(text: str) -> Any:
     raise ValueError('it must be a table from name to number, in the environment JSON like {"gpu": 2}')
 
 
+def _no_tools(text: str) -> Any:
+    raise ValueError('it must be a table from name to tool, in the environment JSON like {"name": {"url": "http://…"}}')
+
+
 def _tables(value: Any) -> Any:
     """Engines given by their URL alone, as tables."""
     return [{"url": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
@@ -75,7 +83,23 @@ def _engine_url(url: str) -> str:
     return url
 
 
-PoolName = Annotated[str, BeforeValidator(_pool_name)]
+def _tool_url(url: str) -> str:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("a tool's URL has no user name or password; write an Authorization header into headers_file")
+    if not re.fullmatch(r"https?://[\w.\[\]:-]+([/?][!-~]*)?", url, re.ASCII) or not parts.hostname or parts.port == 0:
+        raise ValueError("a tool's URL looks like http://host:9000/path")
+    return url
+
+
+def _headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    for name, value in headers.items():
+        if not (_HEADER_NAME.fullmatch(name) and value.isascii() and value.isprintable()):
+            raise ValueError(f"header {name[:40]!r} must be a name with one line of printable ASCII")
+    return headers
+
+
+PoolName = Annotated[str, AfterValidator(_pool_name)]
 Slots = Annotated[int, Field(ge=0, le=10_000)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 #: In the environment: a comma list, or JSON.
@@ -87,12 +111,39 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: Annotated[str, BeforeValidator(_engine_url)]
+    url: Annotated[str, AfterValidator(_engine_url)]
     pool: PoolName = "llm"
     model: str | None = None
     slots: int | None = Field(default=None, ge=1, le=100_000)
     name: str | None = None
     api_key_file: Path | None = None
+
+
+class ToolSettings(BaseModel):
+    """A tool that lives elsewhere and is called over HTTP; templates name it like a handler.
+
+    schema: of its arguments, here or in a JSON file. headers_file: a `Name: value` per line; bearer_file: a token.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Annotated[str, AfterValidator(_tool_url)] = Field(repr=False)
+    method: Literal["POST", "GET"] = "POST"
+    description: str = ""
+    arguments: dict[str, Any] | None = Field(default=None, alias="schema")
+    schema_file: Path | None = None
+    timeout: float = Field(default=60.0, gt=0, le=86_400)
+    retries: int = Field(default=2, ge=0, le=10)
+    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default={}, repr=False)
+    headers_file: Path | None = None
+    bearer_file: Path | None = None
+    max_bytes: int = Field(default=1_000_000, ge=1, le=64_000_000)
+
+    @model_validator(mode="after")
+    def _has_one_schema(self) -> ToolSettings:
+        if self.arguments is not None and self.schema_file is not None:
+            raise ValueError("it has both a schema and a schema_file; leave one out")
+        return self
 
 
 class Settings(BaseSettings):
@@ -113,6 +164,8 @@ class Settings(BaseSettings):
     launch_python: Path | None = None
     emulate: int = Field(default=0, ge=0, le=1024)
     latency: str = "generic-7b"
+    #: What emulated engines answer: a file of rules, module:function, an application, or `apps`.
+    script: str | None = None
     max_batch: int = Field(default=16, ge=1, le=100_000)
     speed: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
     workers: int = Field(default=4, ge=0, le=10_000)
@@ -120,6 +173,8 @@ class Settings(BaseSettings):
     worker_pools: Annotated[dict[PoolName, Slots], NoDecode, _json_or(_no_text)] = {}
     worker_memory_mb: int = Field(default=2048, ge=64)
     handlers: Texts = []
+    #: Tools that live elsewhere, by the name templates call them; in the environment JSON.
+    tools: Annotated[dict[str, ToolSettings], NoDecode, _json_or(_no_tools)] = Field(default={}, repr=False)
     task_timeout: float = Field(default=600.0, gt=0)
 
     #: Seconds in the system after which a job goes first within its class, whatever the policy; None: never.
@@ -130,6 +185,8 @@ class Settings(BaseSettings):
     tick_ms: float = Field(default=0.0, ge=0, le=10_000)
     max_active_jobs: int = Field(default=10_000, ge=1)
     max_body_mb: float = Field(default=8.0, gt=0)
+    #: Seconds without a call after which a group of calls (`x-llmsched-job`) is over.
+    observed_idle: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     retention_days: float | None = Field(default=None, gt=0)
     grace: float = Field(default=10.0, ge=0)
     seed: int = 0
@@ -194,6 +251,46 @@ class Settings(BaseSettings):
                     )
         return tenants
 
+    def http_tools(self) -> list[HttpTool]:
+        """The tools, with what their files say. Raises InvalidSetting, which shows no secret."""
+        return [_tool(name, tool) for name, tool in self.tools.items()]
+
+
+def _tool(name: str, tool: ToolSettings) -> HttpTool:
+    where = f"tools.{name}"
+    schema, headers = tool.arguments, dict(tool.headers)
+    if tool.schema_file is not None:
+        try:
+            schema = orjson.loads(_read(tool.schema_file, f"{where}.schema_file"))
+        except orjson.JSONDecodeError as error:
+            raise InvalidSetting(f"{where}.schema_file: {tool.schema_file} is no JSON: {error}", field=where) from None
+        if not isinstance(schema, dict):
+            raise InvalidSetting(f"{where}.schema_file: {tool.schema_file} has no JSON object in it", field=where)
+    if tool.headers_file is not None:
+        lines = _read(tool.headers_file, f"{where}.headers_file").splitlines()
+        for number, line in enumerate(lines, 1):
+            key, colon, value = (part.strip() for part in line.partition(":"))
+            try:
+                headers |= _headers({key: value}) if colon and value else {}
+                is_header = bool(colon and value) or not line.strip()
+            except ValueError:
+                is_header = False
+            if not is_header:
+                raise InvalidSetting(
+                    f"{where}.headers_file: line {number} of {tool.headers_file} is no header; write Name: value",
+                    field=where,
+                )
+    if tool.bearer_file is not None:
+        token = _read(tool.bearer_file, f"{where}.bearer_file").strip()
+        if not re.fullmatch(r"[!-~]+", token):
+            raise InvalidSetting(
+                f"{where}.bearer_file: {tool.bearer_file} must have one token in it and nothing else", field=where
+            )
+        headers["Authorization"] = f"Bearer {token}"
+    return HttpTool(
+        name, tool.url, tool.method, schema, tool.description, tool.timeout, tool.retries, headers, tool.max_bytes
+    )
+
 
 def load(file: Path | None = None, **flags: Any) -> Settings:
     """Settings from flags that are not None, the environment and a TOML file.
@@ -220,11 +317,21 @@ def _sentence(error: ValidationError) -> InvalidSetting:
     first = error.errors()[0]
     *place, last = first["loc"]
     key = _place(first["loc"])
+    if first["type"] == "extra_forbidden" and place[0] == "tools":
+        if _SECRET_NAME.search(str(last)):
+            return InvalidSetting(f"setting {key} is a secret; write it into a file and name that as bearer_file")
+        known = [field.alias or name for name, field in ToolSettings.model_fields.items()]
+        return _unknown(f"key of {_place(place)}", str(last), known)
     if first["type"] == "extra_forbidden":
         if "key" in str(last):
             return InvalidSetting(f"setting {key} is a secret; write it into a file and name that as api_key_file")
         return _unknown(f"key of {_place(place)}", str(last), EngineSettings.model_fields)
     message = first["msg"].removeprefix("Value error, ")
+    shows = last in ToolSettings.model_fields and last != "headers" and not re.search("[@?]", str(first["input"]))
+    if place[:1] == ["tools"] and not shows:
+        return InvalidSetting(
+            f"setting {key}: {message[:1].lower()}{message[1:]}", field=key
+        )  # may have a secret in it
     shown = repr(first["input"])
     shown = "missing" if first["type"] == "missing" else shown if len(shown) <= 80 else shown[:77] + "..."
     return InvalidSetting(f"setting {key} is {shown}: {message[:1].lower()}{message[1:]}", field=key)
@@ -255,7 +362,22 @@ def _toml(file: Path) -> dict[str, Any]:
             raise InvalidSetting(
                 f"{file}: store has a password; give it as {PREFIX}STORE in the environment", field=key
             )
+    for name, tool in tables.items() if isinstance(tables := values.get("tools"), dict) else ():
+        _check_no_secret(f"{file}: tools.{name}", tool)
     return values
+
+
+def _check_no_secret(where: str, tool: Any) -> None:
+    """Raises InvalidSetting for a tool of the TOML file with a key among its headers or in its URL."""
+    headers, url = (tool.get("headers"), tool.get("url")) if isinstance(tool, dict) else (None, None)
+    for name in headers if isinstance(headers, dict) else ():
+        if _SECRET_NAME.search(name):
+            raise InvalidSetting(
+                f"{where}.headers: {name} is a secret; write it into a file and name that as headers_file"
+            )
+    for name, _ in parse_qsl(url.partition("?")[2]) if isinstance(url, str) else ():
+        if _SECRET_NAME.search(name):
+            raise InvalidSetting(f"{where}.url: {name} is a secret; give it as {PREFIX}TOOLS in the environment")
 
 
 def _has_password(url: str) -> bool:

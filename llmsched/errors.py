@@ -23,6 +23,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from reprlib import Repr
 
+#: Names that a sentence lists at most.
+_LISTED = 40
+
 
 class LlmschedError(Exception):
     """Base of everything llmsched raises on purpose."""
@@ -65,7 +68,8 @@ class UnknownName(InvalidInput):
         names = list(known)
         near = get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        return cls(f"unknown {kind} {name!r}; {hint}known: {', '.join(names) or 'none'}", field=field)
+        shown = [*names[:_LISTED], "…"] if len(names) > _LISTED + 1 else names
+        return cls(f"unknown {kind} {name!r}; {hint}known: {', '.join(shown) or 'none'}", field=field)
 
 
 class Conflict(InvalidInput):

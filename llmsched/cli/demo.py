@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import tempfile
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +15,7 @@ from llmsched import report
 from llmsched.catalogue import installed_applications
 from llmsched.cli.client import job_table
 from llmsched.cli.console import note, out
+from llmsched.cli.embedded import embedded_service, engines_ready
 from llmsched.cli.replay import compare
 from llmsched.errors import BackendError
 from llmsched.model.latency import GENERIC_7B
@@ -27,13 +24,10 @@ from llmsched.profiler import fit
 from llmsched.replay import ReplayRun, to_json
 from llmsched.runtime.api import Api
 from llmsched.runtime.profiles import write_profile
-from llmsched.runtime.supervise import TETHER
 from llmsched.workloads import Arrival, Workload
 
 #: Jobs of an application that are learned from, and the seed that makes them other than any that run.
 _LEARNED, _OTHER_JOBS = 200, -1
-#: Seconds the service has to start, on a busy machine and with cold caches.
-_START = 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -118,9 +112,9 @@ async def _run(
     options: dict[str, Any], planned: Sequence[Arrival], policies: Sequence[str], speed: float, seed: int
 ) -> tuple[list[ReplayRun], dict[str, Any] | None]:
     """One run per policy, and a job that shows what an application is."""
-    async with _service(options) as (url, died), Api(url) as api:
+    async with embedded_service(options) as (url, died), Api(url) as api:
         note(f"the service listens on {url} until this ends (try {url}/docs and {url}/metrics)")
-        await _ready(api)
+        await engines_ready(api)
         comparing = asyncio.create_task(compare(api, planned, policies, seed=seed, speed=speed))
         try:
             await asyncio.wait({comparing, died}, return_when=asyncio.FIRST_COMPLETED)
@@ -130,65 +124,6 @@ async def _run(
         finally:
             comparing.cancel()
             await asyncio.gather(comparing, return_exceptions=True)
-
-
-@asynccontextmanager
-async def _service(options: dict[str, Any]) -> AsyncIterator[tuple[str, asyncio.Task[str]]]:
-    """The URL of a service of its own, and a task that ends, with its last words, when the service does.
-
-    It runs on a tether, so that nothing of it outlives us, whatever ends us; settings in our environment are not its.
-    """
-    tether = [sys.executable, "-I", "-S", str(TETHER)]
-    serve = [sys.executable, "-m", "llmsched", "serve", "--port", "0", "--log-level", "warning"]
-    for option, value in options.items():
-        serve += [f"--{option}", str(value)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMSCHED_")}
-    environment["LLMSCHED_LEARN"] = "false"  # every policy shall know the same
-    with tempfile.TemporaryDirectory(prefix="llmsched-demo-") as folder:
-        leash, ours = os.pipe()
-        process = await asyncio.create_subprocess_exec(
-            *(*tether, str(leash), "5", "--", *serve, "--store", f"sqlite:///{folder}/db"),
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=(leash,),
-            start_new_session=True,
-            env=environment,
-        )
-        os.close(leash)
-        assert process.stderr is not None
-        listens = asyncio.get_running_loop().create_future()
-        died = asyncio.create_task(_listen(process.stderr, listens))
-        try:
-            await asyncio.wait({listens, died}, timeout=_START, return_when=asyncio.FIRST_COMPLETED)
-            if not listens.done():
-                said = died.result() if died.done() else f"it did not listen within {_START:.0f} s"
-                raise BackendError(f"the service did not start: {said}")
-            yield listens.result(), died
-        finally:
-            os.close(ours)  # ends the tether, and with it everything
-            died.cancel()
-            await process.wait()
-
-
-async def _listen(stderr: asyncio.StreamReader, listens: asyncio.Future[str]) -> str:
-    """Reads what the service says until it ends; its last lines."""
-    tail: deque[str] = deque(maxlen=5)
-    async for line in stderr:
-        text = line.decode(errors="replace").rstrip()
-        tail.append(text)
-        if "listens on " in text and not listens.done():
-            listens.set_result(text.rpartition(" ")[2])
-    return " | ".join(tail) or "it said nothing"
-
-
-async def _ready(api: Api) -> None:
-    """Waits until every engine takes work."""
-    try:
-        async with asyncio.timeout(_START):
-            while not all(e["healthy"] for e in (await api.get("/v1/engines"))["items"]):  # noqa: ASYNC110 (elsewhere)
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        raise BackendError(f"the emulated engines were not ready within {_START:.0f} s") from None
 
 
 async def _example(api: Api) -> dict[str, Any] | None:

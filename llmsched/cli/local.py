@@ -1,76 +1,32 @@
-"""Commands that need no service: apps, policies, export (apps and policies may ask one)."""
+"""Commands that need no service: policies, handlers, export (policies and handlers may ask one)."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from llmsched.catalogue import installed_applications, load_application
-from llmsched.cli.client import DEFAULT_URL, Json, ask, print_json
+from llmsched import config
+from llmsched.cli.client import Json, ask, print_json
 from llmsched.cli.console import note, out, table
 from llmsched.errors import InvalidInput
 from llmsched.policies import POLICIES
-from llmsched.runtime.api import Api
+from llmsched.runtime.handlers import Handler, HandlerRegistry, HttpTool, build_registry
 
 _Url = Annotated[str | None, typer.Option("--url", help="Ask this service instead of what is installed.")]
+Modules = Annotated[
+    str | None, typer.Option("--handlers", help="Modules with handlers of yours, beside those of the settings.")
+]
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings, as for serve.")]
 
 
 def register(app: typer.Typer) -> None:
-    for command in (apps, policies, export):
+    for command in (policies, handlers, export):
         app.command()(command)
-
-
-def apps(
-    put: Annotated[
-        Path | None, typer.Option(help="First register the application in this YAML or JSON file with the service.")
-    ] = None,
-    url: _Url = None,
-    as_json: Json = False,
-) -> None:
-    """List applications: those installed, or with --url those of a service."""
-    if put is not None or url is not None:
-        there = url or os.environ.get("LLMSCHED_URL", DEFAULT_URL)
-        rows = ask(there, lambda api: _registered(api, put))
-    else:
-        rows = [
-            {
-                "name": a.name,
-                "version": a.version,
-                "description": a.description,
-                "executable": a.is_executable,
-                "stages": [{"name": s.name, "kind": s.kind.value} for s in a.stages],
-            }
-            for a in installed_applications().values()
-        ]
-    if as_json:
-        print_json(rows)
-        return
-    asked = any("profile" in row for row in rows)
-    columns = ("name", "version", "stages", "takes", *(["learned from"] if asked else []), "what it is")
-    listed = table(*columns, right=("version", "stages"), folds=("what it is",))
-    for row in rows:
-        takes = "inputs, recordings" if row["executable"] else "recordings"
-        cells = [row["name"], str(row["version"]), str(len(row["stages"])), takes]
-        listed.add_row(*cells, *([_learned(row.get("profile"))] if asked else []), Text(row["description"]))
-    out.print(listed)
-
-
-def _learned(profile: Mapping[str, Any] | None) -> str:
-    """How many jobs a service learned an application from, and what predicts by it."""
-    return "" if profile is None else f"{profile['jobs']} jobs, {profile['estimator']}"
-
-
-async def _registered(api: Api, file: Path | None) -> Any:
-    if file is not None:
-        application = load_application(file)
-        await api.put(f"/v1/applications/{application.name}", application.definition)
-    return (await api.get("/v1/applications"))["items"]
 
 
 def policies(url: _Url = None, as_json: Json = False) -> None:
@@ -87,6 +43,49 @@ def policies(url: _Url = None, as_json: Json = False) -> None:
         name = Text.assemble(row["name"], (" (active)" if row.get("active") else "", "green"))
         listed.add_row(name, Text(row["line"]), Text(row["source"]))
     out.print(listed)
+
+
+def handlers(
+    modules: Modules = None,
+    config_file: Config = None,
+    url: _Url = None,
+    as_json: Json = False,
+) -> None:
+    """List the handlers that regular stages may call: those found here, or with --url those of a service."""
+    if url is not None:
+        rows = ask(url, lambda api: api.get("/v1/handlers"))["items"]
+    else:
+        rows = [_handler(handler) for handler in registered(modules, config_file)]
+    if as_json:
+        print_json(rows)
+        return
+    listed = table("name", "kind", "where", "what it does", folds=("where", "what it does"))
+    for row in rows:
+        listed.add_row(row["name"], row["kind"], Text(row.get("where") or ""), Text(row["description"]))
+    out.print(listed)
+
+
+def registered(modules: str | None, config_file: Path | None) -> HandlerRegistry:
+    """The handlers that a service with these settings has. modules: more of them, separated by commas.
+
+    Raises InvalidSetting.
+    """
+    from llmsched.apps import handler_modules  # handlers of applications: whatever they import
+
+    settings = config.load(config_file or _file_from_environment())
+    more = [m.strip() for m in (modules or "").split(",") if m.strip()]
+    return build_registry([*settings.handlers, *more], applications=handler_modules(), tools=settings.http_tools())
+
+
+def _file_from_environment() -> Path | None:
+    name = os.environ.get("LLMSCHED_CONFIG")
+    return Path(name) if name else None
+
+
+def _handler(handler: Handler | HttpTool) -> dict[str, Any]:
+    where = ":".join(handler.reference) if isinstance(handler, Handler) else handler.where
+    row = {"name": handler.name, "kind": handler.kind, "where": where}
+    return row | {"description": handler.description, "schema": handler.schema}
 
 
 def export(

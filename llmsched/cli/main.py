@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmsched import __version__
-from llmsched.cli import client, demo, fit, local, replay, serve, simulate, train
+from llmsched.cli import apps, client, demo, fit, local, replay, run, serve, simulate, train
 from llmsched.cli.console import complain
 from llmsched.errors import InvalidInput, LlmschedError
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     add_completion=False,
 )
-for part in (serve, client, local, replay, simulate, demo, fit, train):
+for part in (serve, client, apps, local, run, replay, simulate, demo, fit, train):
     part.register(app)
 
 
@@ -56,7 +56,9 @@ for _name, _purpose in PLANNED.items():
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. Modules that a setting names are also looked for where it was started."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         app()
     except InvalidInput as error:

@@ -32,6 +32,10 @@ def serve(
         str | None,
         typer.Option(help="Latency curve of emulated engines: a name or a JSON file.", show_default="generic-7b"),
     ] = None,
+    script: Annotated[
+        str | None,
+        typer.Option(help="What emulated engines answer: a file of rules, module:function, an application, or apps."),
+    ] = None,
     max_batch: Annotated[
         int | None, typer.Option(help="Slots of launched and emulated engines.", show_default="16")
     ] = None,
@@ -48,6 +52,9 @@ def serve(
     ranker: Annotated[
         Path | None,
         typer.Option(help="Model of answer lengths, as train ranker writes it.", show_default="the shipped one"),
+    ] = None,
+    handlers: Annotated[
+        list[str] | None, typer.Option(help="Module with handlers of yours; repeatable.", show_default=False)
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Slots for regular tasks.", show_default="4")] = None,
     store: Annotated[
@@ -69,11 +76,13 @@ def serve(
         emulate=emulate,
         speed=speed,
         latency=latency,
+        script=script,
         max_batch=max_batch,
         policy=policy,
         max_wait=max_wait,
         profiles=profiles,
         ranker=ranker,
+        handlers=handlers or None,
         workers=workers,
         store=store,
         log_format=log_format,
@@ -123,6 +132,9 @@ def emulate(
         bool, typer.Option(help="What prompts share with earlier sequences costs no prefill, as in vLLM.")
     ] = True,
     cache_blocks: Annotated[int, typer.Option(help="Prefixes that are kept, in blocks of 16 tokens.")] = 32_768,
+    script: Annotated[
+        str | None, typer.Option(help="What to answer: a file of rules, module:function, an application, or apps.")
+    ] = None,
 ) -> None:
     """Run emulated vLLM engines: the OpenAI API and vllm:* metrics, with real batching delays and no GPU."""
     from llmsched.runtime.emulator.engine import run as run_emulator
@@ -140,4 +152,5 @@ def emulate(
         seed=seed,
         prefix_cache=prefix_cache,
         cache_blocks=cache_blocks,
+        script=script,
     )

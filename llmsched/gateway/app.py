@@ -16,6 +16,7 @@ from llmsched.errors import BackendError
 from llmsched.gateway import jobs, management, problems
 from llmsched.gateway.context import Context
 from llmsched.gateway.edge import Edge
+from llmsched.gateway.openai import OpenAI
 from llmsched.gateway.schemas import Status, Version
 
 #: Seconds the database has to answer before the service calls itself not ready.
@@ -55,6 +56,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(management.router)
     _operations(app, context)
+    app.add_middleware(OpenAI, context=context)
     app.add_middleware(Edge, max_body=context.max_body)
     _document(app, context)
     return app

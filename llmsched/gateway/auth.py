@@ -31,11 +31,15 @@ class Keys:
 
     async def __call__(self, request: Request) -> str:
         """The tenant behind a request. Raises 401 where keys are required and none fits."""
+        return self.tenant_behind(request.headers.get("authorization", ""), request.headers.get("x-api-key", ""))
+
+    def tenant_behind(self, authorization: str, api_key: str) -> str:
+        """The tenant behind these two headers. Raises 401 where keys are required and none fits."""
         if not self.are_required:
             return ""
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":
-            key = request.headers.get("x-api-key", "")
+            key = api_key
         tenant = self.tenant_of(key.strip())
         if tenant is None:
             raise HTTPException(

@@ -11,6 +11,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmsched.gateway import openai
 from llmsched.gateway.problems import problem
 
 access = logging.getLogger("llmsched.access")
@@ -49,7 +50,7 @@ class Edge:
             length = request.headers.get("content-length", "0")
             if length.isdecimal() and int(length[:20]) > self._max_body:
                 refusal = self._too_large()
-                await problem(request, refusal.status_code, refusal.detail)(scope, receive, sending)
+                await _refuse(request, refusal.status_code, refusal.detail, receive, sending)
             else:
                 await self._app(scope, self._counted(receive), sending)
         except Exception:
@@ -57,7 +58,7 @@ class Edge:
             if status:  # half an answer is out: the server breaks the connection
                 raise
             detail = "the service failed on this request; its log has the story under the request id"
-            await problem(request, 500, detail)(scope, receive, sending)
+            await _refuse(request, 500, detail, receive, sending)
         finally:
             fields = {
                 "request_id": id,
@@ -84,3 +85,11 @@ class Edge:
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"the body is larger than {self._max_body} bytes; send less at once")
+
+
+async def _refuse(request: Request, status: int, detail: str, receive: Receive, send: Send) -> None:
+    """An error in the shape that clients of this path expect."""
+    if openai.is_here(request.scope["path"]):
+        await openai.refuse(send, status, detail)
+    else:
+        await problem(request, status, detail)(request.scope, receive, send)

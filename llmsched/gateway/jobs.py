@@ -124,8 +124,9 @@ async def job(id: str, here: Here, tenant: Tenant) -> JobView:
     rows = await here.store.stages(id)
     application = await here.service.applications.at(record.application, record.version)
     eta = here.service.foresight.eta(id, here.service.clock.now())
+    views = stages(application, rows, live, is_completed=record.status is JobStatus.COMPLETED)
     believed = None if eta is None else Eta(**eta.to_json())
-    return JobView(**summary(record).model_dump(), stages=stages(application, rows, live), eta=believed)
+    return JobView(**summary(record).model_dump(), stages=views, eta=believed)
 
 
 @router.post("/jobs/{id}/cancel", status_code=202, responses=responses(404, 409))

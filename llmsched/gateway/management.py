@@ -1,4 +1,4 @@
-"""`/v1/applications`, `/v1/engines`, `/v1/policies` and `/v1/decisions`: what the service is made of."""
+"""`/v1/applications`, `/v1/handlers`, `/v1/engines`, `/v1/policies`, `/v1/decisions`: what the service is made of."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from llmsched.gateway.schemas import (
     EngineForm,
     EnginePage,
     EngineView,
+    HandlerPage,
+    HandlerView,
     PolicyForm,
     PolicyPage,
     PolicyView,
@@ -104,6 +106,26 @@ def _application(here: Context, application: Application) -> ApplicationView:
         ],
         definition=dict(application.definition),
         profile=profile(knowledge.profiles.get(name), application, knowledge.estimator_of(name)),
+    )
+
+
+# -------------------------------------------------------------------------------------------------- handlers
+
+
+@router.get("/handlers", tags=["applications"])
+async def handlers(here: Here) -> HandlerPage:
+    """What regular stages and candidates of plans may name as their handler, in alphabetical order."""
+    known = sorted(here.service.handlers, key=lambda handler: handler.name)
+    return HandlerPage(
+        items=[
+            HandlerView(
+                name=handler.name,
+                kind=handler.kind,
+                description=handler.description,
+                schema_=None if handler.schema is None else dict(handler.schema),
+            )
+            for handler in known
+        ]
     )
 
 

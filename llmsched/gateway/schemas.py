@@ -194,7 +194,9 @@ class JobSummary(BaseModel):
     finished_at: float | None = None
     metadata: dict[str, Any] = {}
     recorded: bool = False
-    off_profile: list[str] = Field(default=[], description="how a recording differs from its template")
+    off_profile: list[str] = Field(
+        default=[], description="how a job (its recording, or a plan) differs from its template"
+    )
     result: Any = None
     error: str | None = None
 
@@ -287,6 +289,32 @@ class ApplicationView(BaseModel):
 
 class ApplicationPage(BaseModel):
     items: list[ApplicationView]
+    next_cursor: str | None = None
+
+
+class HandlerView(BaseModel):
+    """What regular stages may name as their handler: a `python` function, or an `http` tool that lives elsewhere.
+
+    description: one line. schema: the JSON Schema that its arguments are held to; null: it takes any.
+    """
+
+    model_config = _example(
+        {
+            "name": "sleep",
+            "kind": "python",
+            "description": "Does nothing for `seconds`.",
+            "schema": {"type": "object", "properties": {"seconds": {"type": "number"}}, "required": ["seconds"]},
+        }
+    )
+
+    name: str
+    kind: Literal["python", "http"]
+    description: str = ""
+    schema_: dict[str, Any] | None = Field(default=None, serialization_alias="schema")
+
+
+class HandlerPage(BaseModel):
+    items: list[HandlerView]
     next_cursor: str | None = None
 
 

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -38,14 +38,20 @@ def summary(record: JobRecord) -> JobSummary:
 
 
 def stages(
-    application: Application, rows: Sequence[StageRecord], live: Mapping[str, Mapping[str, Any]]
+    application: Application,
+    rows: Sequence[StageRecord],
+    live: Mapping[str, Mapping[str, Any]],
+    *,
+    is_completed: bool = False,
 ) -> list[StageView]:
     """The application's stages in its order, then generated ones in order of appearance.
 
-    rows: what is committed, which wins over `live`, what runs.
+    rows: what is committed, which wins over `live`, what runs. is_completed: of a completed job, what is not committed
+    was skipped.
     """
+    state: Literal["skipped", "waiting"] = "skipped" if is_completed else "waiting"
     views = {
-        s.name: StageView(name=s.name, kind=s.kind, state="waiting", after=list(s.after), pool=s.pool)
+        s.name: StageView(name=s.name, kind=s.kind, state=state, after=list(s.after), pool=s.pool)
         for s in application.stages
     }
     views |= {name: StageView.model_validate(stage) for name, stage in live.items()}

@@ -1,6 +1,7 @@
 """An application as data: stages, dependencies, bounded loops, dynamic stages, validated when built.
 
-A definition is a JSON-like mapping (YAML files under `apps/`, `PUT /v1/applications/{name}`):
+A definition is a JSON-like mapping (YAML files under `apps/`, `PUT /v1/applications/{name}`); `docs/templates.md` is
+the reference of all its keys:
 
 ```yaml
 name: code_generation

@@ -195,6 +195,8 @@ def _stage(reader: _Reader, where: str, loops: Mapping[str, tuple[str, ...]]) ->
         ),
         edges=_edges(reader),
         max_stages=reader.integer("max_stages", 16),
+        off_profile=reader.flag("off_profile"),
+        fallback=reader.text("fallback") or None,
         when=reader.text("when") or None,
         for_each=reader.text("for_each") or None,
         prompt=reader.text("prompt") or None,
@@ -249,6 +251,7 @@ def _candidate(reader: _Reader) -> Candidate:
             f"{reader.where}: a candidate's name is at most 200 printable characters", field="name"
         )
     kind = _kind(reader, reader.text("kind") or "regular")
+    has_arguments = reader.left.get("arguments") is not None
     candidate = Candidate(
         name=name,
         kind=kind,
@@ -256,9 +259,28 @@ def _candidate(reader: _Reader) -> Candidate:
         handler=reader.text("handler") or None,
         input=reader.names("input"),
         output=reader.names("output"),
+        prompt=reader.text("prompt") or None,
+        system=reader.text("system") or None,
+        max_tokens=reader.integer("max_tokens", 0) or None,
+        sampling=reader.mapping("sampling"),
+        response_format=reader.mapping("response_format") or None,
+        arguments=reader.mapping("arguments") or ({} if has_arguments else None),
     )
     reader.done()
+    for key in _OF_OTHERS[kind]:
+        if getattr(candidate, key):
+            raise InvalidApplication(
+                f"{reader.where} is of kind {kind}, which has no {key}; leave it out or change the kind", field=key
+            )
     return candidate
+
+
+#: Keys of a candidate that mean nothing for its kind.
+_OF_OTHERS = {
+    StageKind.LLM: ("arguments",),
+    StageKind.REGULAR: ("prompt", "system", "max_tokens", "sampling", "response_format"),
+    StageKind.DYNAMIC: (),  # refused when the stages are checked against each other
+}
 
 
 def _edges(reader: _Reader) -> tuple[tuple[str, str], ...] | None:
@@ -327,6 +349,14 @@ class _Reader:
             raise self._wrong(key, value, f"a whole number from 0 to {MAX_NUMBER}")
         return value
 
+    def flag(self, key: str) -> bool:
+        value = self._take(key)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
     def items(self, key: str) -> Sequence[object]:
         value = self._take(key)
         if value is None:
@@ -339,7 +369,7 @@ class _Reader:
         value = self.items(key)
         if not all(isinstance(v, str) for v in value):
             raise self._wrong(key, value, "a list of names")
-        return tuple(dict.fromkeys(cast(Sequence[str], value)))
+        return tuple(cast(Sequence[str], value))
 
     def mapping(self, key: str) -> Mapping[str, object]:
         value = self._take(key)

@@ -5,6 +5,8 @@ All are plain values: they can be compared, pickled and replayed. A batch is eve
 
     JobSubmitted     a job and what is known of it at submission
     StageExpanded    a stage is complete, and this is what its completion revealed
+    StagesRevealed   more stages are known, though none completed: somebody asked for more
+    StageWithdrawn   nobody waits for a stage any more: what of it runs is to stop, and it counts as done
     StageFailed      a stage completed, but what it revealed cannot be used (a plan outside its candidates, …)
     TaskFinished     one attempt of a task succeeded
     TaskFailed       one attempt of a task did not
@@ -119,6 +121,26 @@ class StageExpanded:
 
 
 @dataclass(frozen=True, slots=True)
+class StagesRevealed:
+    """More of a job's structure is known although none of its stages completed just now: somebody asked for more."""
+
+    job: str
+    reveals: tuple[Reveal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageWithdrawn:
+    """Nobody waits for the stage any more: what of it runs is stopped, and it counts as done, its tasks with `result`.
+
+    The stage was revealed, and what it waits for is over. It completes with `StageExpanded`, like any other.
+    """
+
+    job: str
+    stage: str
+    result: TaskResult
+
+
+@dataclass(frozen=True, slots=True)
 class StageFailed:
     job: str
     stage: str
@@ -182,6 +204,8 @@ class Wakeup:
 Event = (
     JobSubmitted
     | StageExpanded
+    | StagesRevealed
+    | StageWithdrawn
     | StageFailed
     | TaskFinished
     | TaskFailed

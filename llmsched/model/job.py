@@ -37,9 +37,9 @@ class TaskState(StrEnum):
 
 #: Every legal step of a task.
 TASK_STEPS: dict[TaskState, tuple[TaskState, ...]] = {
-    TaskState.READY: (TaskState.RUNNING, TaskState.DONE),  # DONE at once: restored from the store
+    TaskState.READY: (TaskState.RUNNING, TaskState.DONE),  # DONE at once: restored from the store, or withdrawn
     TaskState.RUNNING: (TaskState.DONE, TaskState.BACKOFF, TaskState.READY),
-    TaskState.BACKOFF: (TaskState.READY,),
+    TaskState.BACKOFF: (TaskState.READY, TaskState.DONE),
     TaskState.DONE: (),
 }
 

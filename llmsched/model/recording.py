@@ -55,6 +55,7 @@ class ReferenceCurve(Protocol):
 class RecordedTask:
     """One LLM call (tokens) or one call of a tool (`duration` seconds; `tool` is None if not recorded).
 
+    A planned call of the LLM may carry as `tool` what its planner chose; without it the stage is named after that.
     `prompt_tokens` may be 0, which costs no prefill when simulated (a real engine needs one token);
     `output_tokens` of an LLM task is at least 1, because no engine can be asked for fewer.
     """
@@ -178,10 +179,13 @@ class Recording:
 
 def _stage_json(stage: RecordedStage, generates: list[str]) -> dict[str, Any]:
     tasks: list[dict[str, Any]]
+    named: list[dict[str, Any]] = [{} if t.tool is None else {"tool": t.tool} for t in stage.tasks]
     if stage.kind is StageKind.LLM:
-        tasks = [{"prompt_tokens": t.prompt_tokens, "output_tokens": t.output_tokens} for t in stage.tasks]
+        tasks = [
+            {**name, "prompt_tokens": t.prompt_tokens, "output_tokens": t.output_tokens}
+            for name, t in zip(named, stage.tasks, strict=True)
+        ]
     else:
-        named = [{} if t.tool is None else {"tool": t.tool} for t in stage.tasks]
         tasks = [{**name, "duration_s": t.duration} for name, t in zip(named, stage.tasks, strict=True)]
     obj: dict[str, Any] = {
         "name": stage.name,
@@ -269,8 +273,9 @@ def _tasks(
             if not (type(p) is int and type(o) is int and 0 <= p <= MAX_TOKENS and 1 <= o <= MAX_TOKENS):
                 here = f"{at}.tasks[{k}]"
                 p, o = _count(raw, "prompt_tokens", here), _count(raw, "output_tokens", here, least=1)
-            key = (p, o)
-            task = known.get(key) or known.setdefault(key, RecordedTask(p, o))
+            tool = None if raw.get("tool") is None else _name(raw, "tool", f"{at}.tasks[{k}]")
+            key = (p, o, tool)
+            task = known.get(key) or known.setdefault(key, RecordedTask(p, o, tool=tool))
         else:
             duration = _seconds(raw, f"{at}.tasks[{k}]")
             tool = None if raw.get("tool") is None else _name(raw, "tool", f"{at}.tasks[{k}]")

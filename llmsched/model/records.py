@@ -24,8 +24,8 @@ class JobRecord:
     """One job as it was submitted, and how far it came.
 
     number: submission order, unique. input: of a live job; a recorded one has `has_recording` instead.
-    request_digest: of the request that `idempotency_key` belongs to. off_profile: how a recording differs from its
-    template, one sentence each.
+    request_digest: of the request that `idempotency_key` belongs to. off_profile: how a recording, or a plan of a live
+    job, differs from its template, one sentence each.
     """
 
     id: str
@@ -100,6 +100,7 @@ class JobUpdate:
     finished_at: float | None = None
     result: Json = None
     error: str | None = None
+    off_profile: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

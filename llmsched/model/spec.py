@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
@@ -68,6 +68,13 @@ class Candidate:
     handler: str | None = None
     input: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
+    # --- how a planned stage is executed: templates, see llmsched.runtime.live; without them as the plan says
+    prompt: str | None = None
+    system: str | None = None
+    max_tokens: int | None = None
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    response_format: Mapping[str, object] | None = None
+    arguments: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,10 @@ class StageSpec:
     candidates: tuple[Candidate, ...] = ()
     edges: tuple[tuple[str, str], ...] | None = None
     max_stages: int = 16
+    #: Whether a live plan that leaves candidates, edges or max_stages is run all the same.
+    off_profile: bool = False
+    #: The handler that such a plan's stages of unknown candidates call.
+    fallback: str | None = None
     # --- how it is executed when it is no recording: templates and expressions, see llmsched.runtime.live
     when: str | None = None
     for_each: str | None = None
@@ -108,6 +119,13 @@ class StageSpec:
     response_format: Mapping[str, object] | None = None
     handler: str | None = None
     arguments: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What templates may call the stage: its name, and inside a loop also its name without the number."""
+        if self.loop is None or self.iteration is None:
+            return (self.name,)
+        return self.name, self.name.removesuffix(f"_{self.iteration}")
 
     @property
     def is_executable(self) -> bool:
@@ -151,6 +169,8 @@ def _check_stage(where: str, s: StageSpec, by_name: Mapping[str, StageSpec]) -> 
     if s.kind is not StageKind.DYNAMIC:
         if s.candidates or s.planner:
             raise InvalidApplication(f"{this}: only a dynamic stage has candidates or a planner")
+        if s.off_profile or s.fallback:
+            raise InvalidApplication(f"{this}: only a dynamic stage has off_profile or a fallback")
         return
     if not s.candidates:
         raise InvalidApplication(f"{this} is dynamic and needs candidates: the stages a plan may choose from")
@@ -160,6 +180,11 @@ def _check_stage(where: str, s: StageSpec, by_name: Mapping[str, StageSpec]) -> 
         )
     if not 1 <= s.max_stages <= MAX_STAGES:
         raise InvalidApplication(f"{this}: max_stages is {s.max_stages}; it must be between 1 and {MAX_STAGES}")
+    if s.fallback and not s.off_profile:
+        raise InvalidApplication(
+            f"{this}: fallback {s.fallback!r} is for plans that leave the candidates, which are refused here;"
+            " say off_profile: true, or leave it out"
+        )
     names = dict.fromkeys(c.name for c in s.candidates)
     if len(names) < len(s.candidates):
         counts = Counter(c.name for c in s.candidates)
@@ -219,23 +244,29 @@ def validate_plan(
     plan: stages whose `after` names other stages of the plan. chosen: stage name -> candidate name (default: the
     stage's own name). Raises InvalidApplication with one sentence; nothing is half accepted.
     """
+    for departure in departures(dynamic, plan, chosen=chosen):
+        raise InvalidApplication(departure)
+    return in_topological_order(f"the plan for {dynamic.name!r}", plan)
+
+
+def departures(
+    dynamic: StageSpec, plan: Sequence[StageSpec], *, chosen: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """How a plan leaves what its dynamic stage declares, one sentence each: bound, candidates, edges.
+
+    Arguments as of `validate_plan`.
+    """
     where = f"the plan for {dynamic.name!r}"
     known = [c.name for c in dynamic.candidates]
     of = {s.name: (chosen or {}).get(s.name, s.name) for s in plan}
     if len(plan) > dynamic.max_stages:
-        raise InvalidApplication(
-            f"{where} has {len(plan)} stages, at most {dynamic.max_stages} are allowed; plan fewer or raise max_stages"
-        )
+        most = f"at most {dynamic.max_stages} are allowed; plan fewer or raise max_stages"
+        yield f"{where} has {len(plan)} stages, {most}"
     for name, candidate in of.items():
         if candidate not in known:
-            raise InvalidApplication(
-                f"{where} uses {candidate!r} (stage {name!r}), which is not one of its candidates: {listed(known)}"
-            )
+            yield f"{where} uses {candidate!r} (stage {name!r}), which is not one of its candidates: {listed(known)}"
     allowed = None if dynamic.edges is None else set(dynamic.edges)
     for s in plan:
         for parent in s.after:
             if allowed is not None and parent in of and (of[parent], of[s.name]) not in allowed:
-                raise InvalidApplication(
-                    f"{where} connects {of[parent]!r} to {of[s.name]!r}, which is not one of its edges"
-                )
-    return in_topological_order(where, plan)
+                yield f"{where} connects {of[parent]!r} to {of[s.name]!r}, which is not one of its edges"

@@ -21,6 +21,7 @@ from llmsched.model.records import JobRecord, StageRecord, Writes
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.inputs import check_input
+from llmsched.runtime.observed import is_observed
 from llmsched.runtime.ports import Memory
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.submission import NewJob, features_of, new_job_id, read_recording, script_of
@@ -96,6 +97,22 @@ class Hopeless(NamedTuple):
     reason: str
 
 
+class Orphan(NamedTuple):
+    """An observed job, whose calls ended with their connections. ended_at: of the last call that was answered."""
+
+    record: JobRecord
+    seq: int
+    ended_at: float | None
+
+
+class Found(NamedTuple):
+    """What the last process left unfinished, each in the order of the store."""
+
+    restored: list[Restored]
+    hopeless: list[Hopeless]
+    orphans: list[Orphan]
+
+
 def accept(
     new: NewJob,
     application: Application,
@@ -143,10 +160,8 @@ def accept(
         error=None,
     )
     run = JobRun(record, application, script, features=features_of(new.input, recording))
-    data = {"application": application.name, "version": application.version, "class": new.job_class.label}
     writes = Writes(
-        jobs=[(record, None if recording is None else orjson.dumps(new.recording))],
-        events=[run.event("job.submitted", at, data)],
+        jobs=[(record, None if recording is None else orjson.dumps(new.recording))], events=[run.submission()]
     )
     rows, events = run.unfold(unfolded, at)
     writes.stages.extend(rows)
@@ -154,22 +169,29 @@ def accept(
     return Accepted(run, run.submitted(unfolded), writes)
 
 
-async def restore(
-    store: Memory, applications: Applications, describes: Callable[[], bool] = lambda: False
-) -> tuple[list[Restored], list[Hopeless]]:
-    """Every job the last process did not finish, in the order of the store. describes: as in `accept`."""
+async def restore(store: Memory, applications: Applications, describes: Callable[[], bool] = lambda: False) -> Found:
+    """Every job the last process did not finish. describes: as in `accept`."""
     restored: list[Restored] = []
     failed: list[tuple[JobRecord, str]] = []
+    observed: list[tuple[JobRecord, float | None]] = []
     async for record, recording, rows in store.unfinished():
         try:
             application = await applications.at(record.application, record.version)
+            if recording is None and is_observed(application):
+                observed.append((record, max((row.finished_at for row in rows if row.state == "done"), default=None)))
+                continue
             restored.append(_revive(record, application, recording, rows, describes))
         except InvalidInput as error:
             failed.append((record, str(error)))
-    seqs = await store.last_seq([run.record.id for run, _ in restored] + [record.id for record, _ in failed])
+    ids = [*(run.record.id for run, _ in restored), *(job.id for job, _ in failed), *(job.id for job, _ in observed)]
+    seqs = await store.last_seq(ids)
     for run, _ in restored:
         run.seq = seqs.get(run.record.id, 0)
-    return restored, [Hopeless(record, seqs.get(record.id, 0), reason) for record, reason in failed]
+    return Found(
+        restored,
+        [Hopeless(record, seqs.get(record.id, 0), reason) for record, reason in failed],
+        [Orphan(record, seqs.get(record.id, 0), ended_at) for record, ended_at in observed],
+    )
 
 
 def _revive(

@@ -22,6 +22,9 @@ from llmsched.runtime.clock import Clock
 from llmsched.runtime.engine import EngineError
 from llmsched.runtime.engines import Engines
 from llmsched.runtime.handlers import TaskContext
+from llmsched.runtime.observed import ObservedScript
+from llmsched.runtime.relay import relay
+from llmsched.runtime.replies import BadReply
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.slices import NOTHING, Partial, Slice
 from llmsched.runtime.workers import WorkerError, WorkerPool
@@ -127,9 +130,9 @@ class Attempts:
                 ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0, reached
             )
         except WorkerError as error:
-            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable)
-        except InvalidInput as error:
-            event = TaskFailed(ref, number, f"bad_output: {error}")
+            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0)
+        except BadReply as error:
+            event = TaskFailed(ref, number, f"bad_output: {error}", error.can_repair)
         except Exception as error:  # a bug of ours, or of a dependency: the job must hear of it, the service goes on
             log.exception("attempt failed unexpectedly", extra={"task": str(ref), "attempt": number})
             event = TaskFailed(ref, number, f"internal: {type(error).__name__}: {error}")
@@ -153,6 +156,14 @@ class Attempts:
         so_far = self._partials.get(ref.job, {}).get(ref, NOTHING)
         engine = self._engines[command.executor]
         spec = run.stages[ref.stage].spec
+        id = f"{ref.job}-{ascii(ref.stage)[1:-1]}-{ref.index}-{command.attempt}-{self._boot}"
+        if isinstance(run.script, ObservedScript):
+            call = run.script.calls[ref.stage]
+            answered = await relay(
+                call, engine, priority=command.priority or 0, request_id=id, retries=spec.retries, clock=self._clock
+            )
+            run.script.count(answered)
+            return TaskFinished(ref, command.attempt, answered), None, NOTHING
         try:
             request = run.script.llm(ref.stage, ref.index)
         except InvalidInput as error:
@@ -164,7 +175,7 @@ class Attempts:
         request = replace(
             piece.request,
             priority=command.priority or 0,
-            request_id=f"{ref.job}-{ascii(ref.stage)[1:-1]}-{ref.index}-{command.attempt}-{self._boot}",
+            request_id=id,
             timeouts=timeouts,
         )
         completion = await engine.complete(request, self._clock)

@@ -25,7 +25,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -139,9 +139,11 @@ class EngineError(BackendError):
     | bad_response, broken_stream, http_5xx, http_401, http_403, http_404 | yes | yes |
     | timeout_total, http_408, http_409, http_425, http_429 | yes | no |
     | context_too_long, every other http_4xx | no | no |
+    | client_stalled (of a relayed call) | no | no |
 
     retryable: another attempt, perhaps elsewhere, can succeed. engine_fault: counts for the engine's breaker.
-    retry_after: seconds the server asked us to wait (429 and 503), or None.
+    retry_after: seconds the server asked us to wait (429 and 503), or None. status and body: of an HTTP answer that was
+    an error.
     """
 
     def __init__(
@@ -152,12 +154,44 @@ class EngineError(BackendError):
         retryable: bool = True,
         engine_fault: bool = True,
         retry_after: float | None = None,
+        status: int | None = None,
+        body: bytes = b"",
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.retryable = retryable
         self.engine_fault = engine_fault
         self.retry_after = retry_after
+        self.status = status
+        self.body = body
+
+
+class Relayed(Protocol):
+    """Takes an answer as it comes and passes on what of it is meant for somebody else."""
+
+    @property
+    def is_stream(self) -> bool:
+        """The answer was asked for as a stream of events."""
+
+    @property
+    def started(self) -> bool:
+        """A token has come."""
+
+    @property
+    def done(self) -> bool:
+        """All of the answer has come, whatever else the connection may bring."""
+
+    def begin(self, content_type: str) -> None:
+        """An answer comes. Raises EngineError if it is none of the expected type."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes to be passed on now. Raises EngineError where the answer is not what it should be."""
+
+    async def send(self, chunk: bytes) -> None:
+        """Passes on; returns once there is room for more."""
+
+    def close(self) -> None:
+        """The answer has ended. Raises EngineError if it is not whole."""
 
 
 class EngineClient:
@@ -245,6 +279,51 @@ class EngineClient:
                 raise self._failure(error) from error
         return reply.completion()
 
+    async def relay(
+        self, path: str, body: bytes, reply: Relayed, *, limits: Timeouts | None = None, request_id: str = ""
+    ) -> None:
+        """Sends a body as it is and hands what comes back to `reply`, reading no faster than it is taken.
+
+        The same four clocks as of `complete` watch a stream. An answer in one piece has only the total: nothing tells
+        an engine that is slow from one that hangs. Whoever takes nothing for `between_tokens` seconds is given up.
+        Raises EngineError and what `reply.send` raises; on cancellation the connection is closed.
+        """
+        clock = asyncio.get_running_loop().time
+        limits = limits or self.timeouts
+        end = clock() + limits.total
+        is_sending = False
+        url = self._chat_completions if path.endswith("/chat/completions") else self._completions
+        try:
+            async with asyncio.timeout_at(min(clock() + limits.first_token, end) if reply.is_stream else end) as alarm:
+                response = await self._send(url, body, limits, request_id)
+                try:
+                    reply.begin(response.headers.get("content-type", ""))
+                    async for chunk in response.stream:  # type: ignore[union-attr]
+                        if passed_on := reply.feed(chunk):
+                            alarm.reschedule(min(clock() + limits.between_tokens, end))
+                            is_sending = True
+                            await reply.send(passed_on)
+                            is_sending = False
+                        if reply.is_stream and (reply.started or reply.done):
+                            silence = DRAIN_S if reply.done else limits.between_tokens
+                            alarm.reschedule(min(clock() + silence, end))
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            if is_sending:
+                raise EngineError(
+                    f"the client took nothing for {limits.between_tokens:g} s",
+                    reason="client_stalled",
+                    retryable=False,
+                    engine_fault=False,
+                ) from error
+            if not reply.done:
+                raise self._silence(limits, reply.started, clock() >= end) from error
+        except (httpx.HTTPError, aiohttp.ClientError) as error:
+            if not reply.done:
+                raise self._failure(error) from error
+        reply.close()
+
     async def alive(self, *, timeout: float = 2.0) -> bool:
         """Whether the server answers its health check within `timeout` seconds (other servers: answers at all)."""
         try:
@@ -274,28 +353,35 @@ class EngineClient:
 
     async def _post(self, request: CompletionRequest, limits: Timeouts) -> httpx.Response:
         """The response to a request, its event stream still unread. Raises EngineError where there is none."""
+        url = self._completions if request.messages is None else self._chat_completions
+        response = await self._send(url, orjson.dumps(self._body(request)), limits, request.request_id)
+        kind = response.headers.get("content-type", "")
+        if not kind.startswith("text/event-stream"):
+            await response.aclose()
+            raise self._error("bad_response", f"answered with {kind or 'no type'}, not with an event stream")
+        return response
+
+    async def _send(self, url: httpx.URL, body: bytes, limits: Timeouts, request_id: str) -> httpx.Response:
+        """A response with status 200, unread. Raises EngineError where there is none."""
         headers = self._headers
-        if request.request_id:
-            headers = headers | {"x-request-id": request.request_id}
+        if request_id:
+            headers = headers | {"x-request-id": request_id}
         response = await self._transport.handle_async_request(
             httpx.Request(
                 "POST",
-                self._completions if request.messages is None else self._chat_completions,
+                url,
                 headers=headers,
-                content=orjson.dumps(self._body(request)),
+                content=body,
                 extensions={"timeout": {"connect": limits.connect, "pool": limits.connect}},
             )
         )
+        if response.status_code == 200:
+            return response
         try:
-            if response.status_code != 200:
-                raise self._refusal(response.status_code, _message(await _head(response)), response.headers)
-            kind = response.headers.get("content-type", "")
-            if not kind.startswith("text/event-stream"):
-                raise self._error("bad_response", f"answered with {kind or 'no type'}, not with an event stream")
-        except BaseException:
+            said = await _head(response)
+        finally:
             await response.aclose()
-            raise
-        return response
+        raise _refusal(self.url, response.status_code, _message(said), response.headers, said)
 
     def _body(self, request: CompletionRequest) -> dict[str, Any]:
         body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
@@ -534,20 +620,24 @@ def _transport(url: str) -> AiohttpTransport:
     return AiohttpTransport(client=session, verify=tls)
 
 
-def _refusal(url: str, status: int, message: str, headers: Mapping[str, str]) -> EngineError:
-    """The error for an HTTP status other than 200, or for an error event with that code."""
+def _refusal(url: str, status: int, message: str, headers: Mapping[str, str], body: bytes = b"") -> EngineError:
+    """The error for an HTTP status other than 200, or for an error event with that code. body: the whole answer."""
     if 300 <= status < 400:
         target = headers.get("location", "elsewhere")
         return EngineError(f"engine {url} redirects to {target}; use that URL", reason="bad_response")
     story = f"engine {url} answered {status}: {message}"
     if status in (400, 413, 422) and _TOO_LONG.search(message):
-        return EngineError(story, reason="context_too_long", retryable=False, engine_fault=False)
+        return EngineError(
+            story, reason="context_too_long", retryable=False, engine_fault=False, status=status, body=body
+        )
     return EngineError(
         story,
         reason=f"http_{status}",
         retryable=status >= 500 or status in (401, 403, 404, 408, 409, 425, 429),
         engine_fault=status >= 500 or status in (401, 403, 404),
         retry_after=_retry_after(headers.get("retry-after")),
+        status=status,
+        body=body,
     )
 
 

@@ -9,17 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import TypeVar
 
 from llmsched.errors import Conflict, InvalidInput, UnknownName
 from llmsched.model.events import Event, ExecutorJoined, ExecutorLost
 from llmsched.runtime.breaker import Breaker, State
 from llmsched.runtime.clock import Clock
-from llmsched.runtime.engine import Completion, CompletionRequest, EngineClient, EngineError, EngineInfo, Timeouts
+from llmsched.runtime.engine import (
+    Completion,
+    CompletionRequest,
+    EngineClient,
+    EngineError,
+    EngineInfo,
+    Relayed,
+    Timeouts,
+)
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Slots of an engine that neither the configuration nor the server itself tells the size of.
 DEFAULT_SLOTS = 16
@@ -75,13 +86,27 @@ class Engine:
         """Takes work, or would if it were not draining."""
         return self._offered is not None
 
+    def serves(self, model: str) -> bool:
+        """Whether it answers to this name of a model."""
+        return model == self.model or (self.info is not None and model in self.info.models)
+
     async def complete(self, request: CompletionRequest, clock: Clock) -> Completion:
         """The engine's answer; faults count for its breaker.
 
         Raises EngineError.
         """
+        return await self._judged(self.client.complete(request), clock)
+
+    async def relay(self, path: str, body: bytes, reply: Relayed, request_id: str, clock: Clock) -> None:
+        """Passes a request through to the engine and its answer to `reply`; faults count for its breaker.
+
+        Raises EngineError.
+        """
+        await self._judged(self.client.relay(path, body, reply, request_id=request_id), clock)
+
+    async def _judged(self, answer: Awaitable[T], clock: Clock) -> T:
         try:
-            completion = await self.client.complete(request)
+            result = await answer
         except EngineError as error:
             self.last_error = str(error)
             self._is_suspect = error.engine_fault
@@ -92,7 +117,7 @@ class Engine:
         self._is_suspect = False
         if self._breaker.success(clock.now()):
             self._settle()
-        return completion
+        return result
 
     async def probe(self, clock: Clock) -> None:
         """Asks for its health, of one without work also for its model and limits, and after faults for a token."""
@@ -166,7 +191,7 @@ class Engines:
     ) -> None:
         self._post = post
         self._clock = clock
-        self._timeouts = timeouts or Timeouts()
+        self.timeouts = timeouts or Timeouts()
         self._interval = interval
         self._rng = Random(seed)
         self._engines: dict[str, Engine] = {}
@@ -195,7 +220,7 @@ class Engines:
         """
         if spec.slots is not None and not 1 <= spec.slots <= 100_000:
             raise InvalidInput(f"slots is {spec.slots}; an engine has between 1 and 100000", field="slots")
-        client = EngineClient(spec.url, model=spec.model, api_key=spec.api_key, timeouts=self._timeouts)
+        client = EngineClient(spec.url, model=spec.model, api_key=spec.api_key, timeouts=self.timeouts)
         for other in self:
             if other.client.url == client.url:
                 raise Conflict(f"engine {other.id!r} already serves {client.url}", field="url")

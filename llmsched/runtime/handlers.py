@@ -1,4 +1,4 @@
-"""Handlers: the functions an operator registered under a name, which regular tasks call.
+"""Handlers: the functions, and the tools that live elsewhere, which an operator registered for regular tasks to call.
 
 A handler is `handler(arguments: dict) -> anything JSON can say`, a plain or an `async` function. If its signature takes
 `context`, it is also handed the `TaskContext` of the call: work may run twice after a crash, and the idempotency key
@@ -6,8 +6,11 @@ lets a handler with side effects notice. A handler that raises `llmsched.errors.
 are at fault, and the task is not tried again; after any other exception it may be.
 
 Clients name handlers and never upload code. Handlers come from modules the operator names (`HandlerRegistry.load`),
-from installed packages (entry points of the group `llmsched.handlers`) and from here (`echo`, `sleep`). A worker is
-another process and finds a handler by importing its module, so handlers are functions at the top of a module.
+from installed applications, from installed packages (entry points of the group `llmsched.handlers`) and from here
+(`echo`, `sleep`). A worker is another process and finds a handler by importing its module, so handlers are functions at
+the top of a module. An `HttpTool` is a handler for templates, and a URL for the service, which calls it itself.
+
+Arguments are checked against the handler's schema before it is called, by the service.
 
 Every worker imports this file, so whatever is slow to import is imported where it is used.
 """
@@ -18,15 +21,19 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 from llmsched.errors import InvalidSetting, UnknownName
+
+if TYPE_CHECKING:
+    from llmsched.runtime.arguments import Check
 
 ENTRY_POINTS = "llmsched.handlers"
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
+H = TypeVar("H", "Handler", "HttpTool")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _MARK = "__llmsched_handler__"
@@ -47,12 +54,19 @@ class TaskContext:
 class Handler:
     """A function and the name tasks call it by.
 
-    schema: a JSON Schema of the arguments, for planners and people to read; the function checks its arguments itself.
+    schema: a JSON Schema (2020-12) of the arguments, which calls are held to, and which planners and people read.
     """
+
+    kind: ClassVar[Literal["python", "http"]] = "python"
 
     name: str
     function: Function
     schema: Mapping[str, Any] | None = None
+
+    @property
+    def description(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     @property
     def reference(self) -> tuple[str, str]:
@@ -68,6 +82,32 @@ class Handler:
                 " make it a function at the top of a module"
             )
         return module, qualname
+
+
+@dataclass(frozen=True, slots=True)
+class HttpTool:
+    """A tool that lives elsewhere, and the name tasks call it by; `http_tools.py` says what goes over the wire.
+
+    timeout: seconds of one request. retries: further requests within one call. headers: sent as they are; secrets.
+    max_bytes: of an answer.
+    """
+
+    kind: ClassVar[Literal["python", "http"]] = "http"
+
+    name: str
+    url: str = field(repr=False)
+    method: Literal["POST", "GET"] = "POST"
+    schema: Mapping[str, Any] | None = None
+    description: str = ""
+    timeout: float = 60.0
+    retries: int = 2
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    max_bytes: int = 1_000_000
+
+    @property
+    def where(self) -> str:
+        """Its URL as it may be shown: without the query, where a key may be."""
+        return self.url.partition("?")[0]
 
 
 @overload
@@ -95,32 +135,64 @@ def handler(
     return mark if function is None else mark(function)
 
 
+def name_of(function: Function) -> str | None:
+    """The name `handler` marked a function with; None: it is not marked."""
+    mark = getattr(function, _MARK, None)
+    return mark[0] if mark else None
+
+
 class HandlerRegistry:
     """The handlers of one service, by name, in order of registration."""
 
     def __init__(self) -> None:
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: dict[str, Handler | HttpTool] = {}
+        #: What arguments are checked with, of handlers that have a schema.
+        self._checks: dict[str, Check] = {}
 
     def register(self, name: str, function: Function, schema: Mapping[str, Any] | None = None) -> Handler:
         """Lets tasks call `function` by `name`; registering the same pair again changes nothing.
 
-        Raises InvalidSetting for a bad name, something that cannot be called, or a name that is taken.
+        Raises InvalidSetting for a bad name, something that cannot be called, a schema that is none, or a name that is
+        taken.
         """
-        if not _NAME.fullmatch(name):
-            raise InvalidSetting(f"handler name {name!r} must match {_NAME.pattern}")
         if not callable(function):
             raise InvalidSetting(f"handler {name!r} is {function!r}, which is not a function")
         known = self._handlers.get(name)
-        if known is not None and known.function != function:
-            raise InvalidSetting(f"two handlers are called {name!r}: {known.function!r} and {function!r}; rename one")
-        return self._handlers.setdefault(name, Handler(name, function, schema))
+        if isinstance(known, Handler) and known.function == function:
+            return known
+        return self._add(Handler(name, function, schema), function)
 
-    def get(self, name: str) -> Handler:
+    def add(self, tool: HttpTool) -> HttpTool:
+        """Lets tasks call `tool` by its name; adding an equal one again changes nothing.
+
+        Raises InvalidSetting for a bad name, a schema that is none, or a name that is taken.
+        """
+        return tool if self._handlers.get(tool.name) == tool else self._add(tool, tool.where)
+
+    def _add(self, new: H, what: object) -> H:
+        if not _NAME.fullmatch(new.name):
+            raise InvalidSetting(f"handler name {new.name!r} must match {_NAME.pattern}")
+        known = self._handlers.get(new.name)
+        if known is not None:
+            other = known.function if isinstance(known, Handler) else known.where
+            raise InvalidSetting(f"two handlers are called {new.name!r}: {other!r} and {what!r}; rename one")
+        if new.schema is not None:
+            from llmsched.runtime.arguments import Check  # jsonschema: 100 ms
+
+            self._checks[new.name] = Check(new.name, new.schema)
+        self._handlers[new.name] = new
+        return new
+
+    def get(self, name: str) -> Handler | HttpTool:
         """Raises UnknownName, with the nearest known name, for one that nobody registered."""
         try:
             return self._handlers[name]
         except KeyError:
             raise UnknownName.of("handler", name, sorted(self._handlers), field="handler") from None
+
+    def check_of(self, name: str) -> Check | None:
+        """What the arguments of a known handler are checked with, if it has a schema."""
+        return self._checks.get(name)
 
     def load(self, module_path: str) -> list[str]:
         """Imports a module and registers its `HANDLERS` (name to function) and everything marked with `@handler`.
@@ -159,15 +231,24 @@ class HandlerRegistry:
     def __contains__(self, name: object) -> bool:
         return name in self._handlers
 
-    def __iter__(self) -> Iterator[Handler]:
+    def __iter__(self) -> Iterator[Handler | HttpTool]:
         return iter(self._handlers.values())
 
     def __len__(self) -> int:
         return len(self._handlers)
 
 
-def build_registry(modules: Iterable[str] = (), *, installed: bool = True) -> HandlerRegistry:
-    """The built-in handlers, those of `modules` and, if `installed`, those of entry points.
+def build_registry(
+    modules: Iterable[str] = (),
+    *,
+    installed: bool = True,
+    applications: Iterable[str] = (),
+    tools: Iterable[HttpTool] = (),
+) -> HandlerRegistry:
+    """The built-in handlers, those of `modules` and `applications`, `tools` and, if `installed`, entry points.
+
+    applications: modules of installed applications. One that needs a library which is not installed is left out, with
+    a warning: whoever does not use that application must not have to install it.
 
     Raises InvalidSetting as `HandlerRegistry.load` does.
 
@@ -176,10 +257,22 @@ def build_registry(modules: Iterable[str] = (), *, installed: bool = True) -> Ha
     """
     registry = HandlerRegistry()
     registry.load(__name__)
+    for module in applications:
+        try:
+            registry.load(module)
+        except InvalidSetting as error:
+            missing = error.__cause__
+            if not isinstance(missing, ModuleNotFoundError) or (missing.name or "").startswith("llmsched"):
+                raise
+            from logging import getLogger  # 10 ms
+
+            getLogger(__name__).warning("handlers of an application are left out: %s", error)
     if installed:
         registry.load_entry_points()
     for module in modules:
         registry.load(module)
+    for tool in tools:
+        registry.add(tool)
     return registry
 
 

@@ -6,17 +6,12 @@ import re
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
-from referencing import Registry
+from jsonschema.exceptions import SchemaError
 from referencing.exceptions import Unresolvable
 
 from llmsched.errors import InvalidApplication, InvalidInput
 from llmsched.model.application import Application
-
-#: Nothing is fetched: a schema's references stay within it.
-_NOWHERE: Registry[Any] = Registry()
-#: Characters of a message, which may quote the whole input.
-_LONGEST = 300
+from llmsched.runtime.misfits import NOWHERE, misfit, words
 
 
 def check_schema(application: Application) -> None:
@@ -25,9 +20,7 @@ def check_schema(application: Application) -> None:
         Draft202012Validator.check_schema(application.input_schema or {})
     except SchemaError as error:
         where = f"input_schema{error.json_path[1:]}"
-        raise InvalidApplication(
-            f"application {application.name!r}, {where}: {error.message[:_LONGEST]}", field=where
-        ) from None
+        raise InvalidApplication(f"application {application.name!r}, {where}: {words(error)}", field=where) from None
 
 
 def check_input(application: Application, value: Any) -> None:
@@ -35,7 +28,7 @@ def check_input(application: Application, value: Any) -> None:
     if application.input_schema is None:
         return
     try:
-        error = best_match(Draft202012Validator(application.input_schema, registry=_NOWHERE).iter_errors(value))
+        error = misfit(Draft202012Validator(application.input_schema, registry=NOWHERE), value)
     except (Unresolvable, RecursionError, re.error) as trouble:
         raise InvalidInput(
             f"the input_schema of application {application.name!r} cannot be used: {trouble}; register a better one",
@@ -43,4 +36,4 @@ def check_input(application: Application, value: Any) -> None:
         ) from None
     if error is not None:
         field = f"input{error.json_path[1:]}"
-        raise InvalidInput(f"{field} is not what {application.name!r} takes: {error.message[:_LONGEST]}", field=field)
+        raise InvalidInput(f"{field} is not what {application.name!r} takes: {words(error)}", field=field)

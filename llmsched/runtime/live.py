@@ -6,105 +6,48 @@ Names a template may use:
 * `stages`: outputs by stage: one value, or a list for parallel tasks; None for a skipped stage. In a loop the plain
   name (`stages.code_gen`) is the newest iteration's output;
 * `last`: the output of the newest stage the current one waits for; `iteration`: the number of the loop's round;
-* `item`, `index`: the element of `for_each` (or the number) that this parallel task is for.
+* `item`, `index`: the element of `for_each` (or the number) that this parallel task is for;
+* `arguments`, `inputs`, in templates of a candidate: what the plan says, and the outputs of the stages it waits for.
 
 `prompt` and `system` are templates; `when`, `for_each`, `while` and `result` are expressions; strings inside
-`arguments` are templates, and one that is nothing but `{{ expression }}` keeps the value's type. An LLM stage with a
-`response_format` of JSON, and a planner, answers with JSON.
+`arguments` are templates, and one that is nothing but `{{ expression }}` keeps the value's type. `docs/templates.md` is
+the reference.
 
-A plan is `{"stages": [{"name", "candidate", "after": [], "arguments": {}}]}`: candidate defaults to the name;
-`arguments` are handed to the candidate's handler together with `inputs`, the outputs of the stages it waits for. A
-planned LLM stage is asked `arguments.prompt`, as it stands, with its `inputs` below as JSON.
+An LLM stage with a `response_format` of JSON, and a planner, answers with JSON, which is held against the schema, and a
+plan against its dynamic stage. A reply that is no good is asked for again once, with the reply and the error in the
+conversation; what is remembered for that does not survive a restart of the service.
+
+A plan (see `plans.py`) hands `arguments` to its candidate's handler together with `inputs`, unless the candidate has
+templates of its own. A planned LLM stage without a prompt is asked `arguments.prompt`, as it stands, with those of its
+`inputs` below, as JSON, that its arguments do not refer to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import orjson
-from jinja2 import StrictUndefined, Template, TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from llmsched.errors import InvalidApplication, InvalidInput, UnknownName
+from llmsched.errors import InvalidInput
 from llmsched.model.application import Application
 from llmsched.model.events import Reveal
 from llmsched.model.kinds import StageKind
 from llmsched.model.prompt import PromptText, describe
-from llmsched.model.spec import Candidate, StageSpec, validate_plan
+from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import Unfolded
+from llmsched.runtime.checking import check_templates
 from llmsched.runtime.engine import CompletionRequest
-from llmsched.runtime.handlers import HandlerRegistry, TaskContext
+from llmsched.runtime.handlers import TaskContext
+from llmsched.runtime.metered import metering
+from llmsched.runtime.plans import Entry, read_plan, resolve, text_of
+from llmsched.runtime.replies import BadReply, read_json, repair
+from llmsched.runtime.templates import evaluate, fill, render
 from llmsched.runtime.workers import WorkerTask
 
+__all__ = ["LiveScript", "check_templates"]
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Values are JSON, so `input.items` is the key "items" before it is the method of a dict."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, Mapping) and attribute in obj:
-            return obj[attribute]
-        return super().getattr(obj, attribute)
-
-
-_ENV = _Sandbox(undefined=StrictUndefined, autoescape=False)
-# A restarted job evaluates its expressions again and has to come to the same structure: nothing random.
-del _ENV.filters["random"], _ENV.globals["lipsum"]
-_VARIABLES = frozenset({"input", "stages", "last", "iteration", "item", "index"})
-_RESERVED = frozenset({"model", "messages", "prompt", "stream", "stream_options", "priority", "n", "max_tokens"})
 _NOBODY = TaskContext("", "", 0, 0, "")
-#: Longest name a plan may give a stage.
-MAX_PLANNED_NAME = 100
-
-_template: Callable[[str], Template] = lru_cache(4096)(_ENV.from_string)
-
-
-@lru_cache(4096)
-def _expression(source: str) -> Callable[..., Any]:
-    return _ENV.compile_expression(source, undefined_to_none=False)
-
-
-def check_templates(application: Application, handlers: HandlerRegistry) -> None:
-    """Finds what would only fail in the middle of a job: bad syntax, undefined variables, unknown handlers.
-
-    An application in which no stage has a prompt or a handler runs recordings only, and is fine.
-    Raises InvalidApplication or UnknownName, naming the stage and the line.
-    """
-    known = sorted(handler.name for handler in handlers)
-    for spec in application.stages:
-        where = f"application {application.name!r}, stage {spec.name!r}"
-        for label, source in (("prompt", spec.prompt), ("system", spec.system)):
-            _check(f"{where}, {label}", source, expression=False)
-        for label, source in (("when", spec.when), ("for_each", spec.for_each)):
-            _check(f"{where}, {label}", source, expression=True)
-        for source in _strings(spec.arguments):
-            _check(f"{where}, arguments", source, expression=False)
-        for key in spec.sampling:
-            if key in _RESERVED:
-                raise InvalidApplication(f"{where}, sampling: {key!r} is set by llmsched; leave it out")
-        for name in (spec.handler, *(c.handler for c in spec.candidates)):
-            if name is not None and application.is_executable and name not in known:
-                raise InvalidApplication(f"{where}: {UnknownName.of('handler', name, known)}")
-    _check(f"application {application.name!r}, result", application.result, expression=True)
-
-
-def _check(where: str, source: str | None, *, expression: bool) -> None:
-    if source is None:
-        return
-    text = f"{{{{ ({source}) }}}}" if expression else source
-    try:
-        if expression:
-            _expression(source)
-        tree = _ENV.parse(text)
-        _ENV.compile(tree)
-    except TemplateError as error:
-        line = getattr(error, "lineno", 1)
-        raise InvalidApplication(f"{where}, line {line}: {error}") from None
-    if any(True for _ in meta.find_referenced_templates(tree)):
-        raise InvalidApplication(f"{where}: there are no other templates to include, import or extend; write it out")
-    for name in sorted(meta.find_undeclared_variables(tree) - _VARIABLES - _ENV.globals.keys()):
-        raise InvalidApplication(f"{where}: {UnknownName.of('variable', name, sorted(_VARIABLES))}")
+#: Characters of a refused plan in the reason of a failed job.
+_PLAN_SHOWN = 1_000
 
 
 class LiveScript:
@@ -112,8 +55,6 @@ class LiveScript:
 
     describes: asked at each reveal, whether it shall say what the prompts of its LLM tasks are like.
     """
-
-    off_profile: tuple[str, ...] = ()
 
     def __init__(
         self, job: str, application: Application, job_input: Any, describes: Callable[[], bool] = lambda: False
@@ -125,6 +66,8 @@ class LiveScript:
                 " submit a 'recording', or register a version with prompts",
                 field="input",
             )
+        #: How plans left what their dynamic stages declare; grows while the job runs.
+        self.off_profile: tuple[str, ...] = ()
         self._application = application
         self._input = job_input
         self._describes = describes
@@ -134,21 +77,23 @@ class LiveScript:
         self._items: dict[str, list[Any]] = {}
         self._outputs: dict[str, Any] = {}
         self._inner: dict[str, set[str]] = {}
-        self._chosen: dict[str, tuple[Candidate, Mapping[str, Any]]] = {}
+        self._planned: dict[str, Entry] = {}
+        #: Bad replies that are asked for again, by task, with what is wrong with them.
+        self._bad: dict[tuple[str, int], tuple[str, str]] = {}
 
     # ------------------------------------------------------------------------------------------- structure
 
     def begin(self) -> Unfolded:
-        return self._unfold()
+        return self._described(self._unfold())
 
     def complete(self, stage: str, outputs: Sequence[Any]) -> Unfolded:
         spec = self._specs[stage]
         self._end(spec, list(outputs) if spec.for_each or len(outputs) > 1 else outputs[0])
-        return self._unfold()
+        return self._described(self._unfold())
 
     def _end(self, spec: StageSpec, output: Any) -> None:
         self._over[spec.name] = True
-        for known_as in _names_of(spec):
+        for known_as in spec.names:
             self._outputs[known_as] = output
         if spec.parent is not None:
             left = self._inner[spec.parent]
@@ -158,10 +103,14 @@ class LiveScript:
 
     def _close(self, dynamic: StageSpec) -> None:
         prefix = f"{dynamic.name}."
-        plan = {n.removeprefix(prefix): self._outputs.get(n) for n in self._chosen if n.startswith(prefix)}
+        plan = {n.removeprefix(prefix): self._outputs.get(n) for n in self._planned if n.startswith(prefix)}
         self._end(dynamic, plan)
 
     def _unfold(self) -> Unfolded:
+        with metering():
+            return self._reveal()
+
+    def _reveal(self) -> Unfolded:
         reveals: list[Reveal] = []
         skipped: list[str] = []
         for name in list(self._hidden):
@@ -171,13 +120,13 @@ class LiveScript:
             del self._hidden[name]
             if self._is_skipped(spec):
                 self._over[name] = False
-                for known_as in _names_of(spec):
+                for known_as in spec.names:
                     self._outputs.setdefault(known_as, None)
                 skipped.append(name)
             elif spec.kind is StageKind.DYNAMIC:
-                reveals += self._plan(spec)
+                reveals += self._expand(spec)
             else:
-                reveals.append(self._reveal(spec, len(self._items[name])))
+                reveals.append(Reveal(spec, (0,) * len(self._items[name])))
         return Unfolded(tuple(reveals), tuple(skipped))
 
     def _is_skipped(self, spec: StageSpec) -> bool:
@@ -203,48 +152,35 @@ class LiveScript:
             )
         return items
 
-    def _plan(self, dynamic: StageSpec) -> list[Reveal]:
+    def _expand(self, dynamic: StageSpec) -> list[Reveal]:
         assert dynamic.planner is not None, dynamic
-        plan = _read_plan(dynamic, self._outputs[dynamic.planner])
-        known = {c.name: c for c in dynamic.candidates}
-        specs = []
-        for entry in plan:
-            candidate = known.get(entry["candidate"])
-            name = f"{dynamic.name}.{entry['name']}"
-            specs.append(
-                StageSpec(
-                    name,
-                    candidate.kind if candidate else StageKind.REGULAR,
-                    after=tuple(f"{dynamic.name}.{p}" for p in entry["after"]),
-                    pool=candidate.pool if candidate else "cpu",
-                    parent=dynamic.name,
-                    candidate=entry["candidate"],
-                    handler=candidate.handler if candidate else None,
-                )
-            )
-            if candidate is not None:
-                self._chosen[name] = (candidate, entry["arguments"])
-        ordered = validate_plan(dynamic, specs, chosen={f"{dynamic.name}.{e['name']}": e["candidate"] for e in plan})
-        self._specs |= {s.name: s for s in ordered}
-        self._inner[dynamic.name] = {s.name for s in ordered}
-        if not ordered:
+        plan = read_plan(dynamic, self._outputs[dynamic.planner])
+        self.off_profile += plan.off_profile
+        self._planned |= plan.entries
+        self._specs |= {s.name: s for s in plan.specs}
+        self._items |= {s.name: [0] for s in plan.specs}
+        self._inner[dynamic.name] = {s.name for s in plan.specs}
+        if not plan.specs:
             self._close(dynamic)
-        return [Reveal(dynamic), *(self._reveal(s, 1) for s in ordered)]
+        return [Reveal(dynamic), *(Reveal(s, (0,)) for s in plan.specs)]
 
-    def _reveal(self, spec: StageSpec, tasks: int) -> Reveal:
-        is_asked = spec.kind is StageKind.LLM and self._describes()
-        return Reveal(spec, (0,) * tasks, tuple(self._text(spec, index) for index in range(tasks)) if is_asked else ())
+    def _described(self, unfolded: Unfolded) -> Unfolded:
+        if not any(r.spec.kind is StageKind.LLM for r in unfolded.reveals) or not self._describes():
+            return unfolded
+        with metering():  # many tasks together; where that is too much, nothing is known of the rest
+            return unfolded._replace(reveals=tuple(r._replace(texts=self._texts(r)) for r in unfolded.reveals))
+
+    def _texts(self, reveal: Reveal) -> tuple[PromptText | None, ...]:
+        spec, tasks = reveal.spec, len(reveal.prompt_tokens)
+        return tuple(self._text(spec, k) for k in range(tasks)) if spec.kind is StageKind.LLM else ()
 
     def _text(self, spec: StageSpec, index: int) -> PromptText | None:
-        """What the prompt of a task is like, of a planned one without its inputs, which may not be there yet.
+        """What the prompt of a task is like, of a planned one without its inputs, which are not there yet.
 
         A template that fails does so when its task is dispatched, and fails the job then; nothing is known until then.
         """
-        if spec.name in self._chosen:
-            prompt = self._chosen[spec.name][1].get("prompt")
-            return describe(prompt) if isinstance(prompt, str) else None
         if spec.prompt is None:
-            return None
+            return describe(self._planned[spec.name].arguments["prompt"])
         try:
             return describe(self._render(spec, "prompt", spec.prompt, index))
         except InvalidInput:
@@ -254,18 +190,12 @@ class LiveScript:
 
     def llm(self, stage: str, index: int) -> CompletionRequest:
         spec = self._specs[stage]
-        if stage in self._chosen:
-            arguments = self._arguments(stage)
-            prompt = arguments.get("prompt")
-            if not isinstance(prompt, str):
-                raise InvalidInput(f"stage {stage!r}: the plan gives no text as arguments.prompt")
-            if "inputs" in arguments:
-                prompt += f"\n\n{orjson.dumps(arguments['inputs']).decode()}"
-            return CompletionRequest(messages=[{"role": "user", "content": prompt}])
-        assert spec.prompt is not None, spec
-        messages = [{"role": "user", "content": self._render(spec, "prompt", spec.prompt, index)}]
+        prompt = self._asked(spec) if spec.prompt is None else self._render(spec, "prompt", spec.prompt, index)
+        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
         if spec.system is not None:
             messages.insert(0, {"role": "system", "content": self._render(spec, "system", spec.system, index)})
+        if (bad := self._bad.get((stage, index))) is not None:
+            messages += repair(*bad)
         return CompletionRequest(
             messages=messages,
             max_tokens=spec.max_tokens,
@@ -276,23 +206,47 @@ class LiveScript:
     def work(self, stage: str, index: int) -> WorkerTask:
         spec = self._specs[stage]
         assert spec.handler is not None, spec
-        if stage in self._chosen:
-            arguments = self._arguments(stage)
-        else:
-            arguments = {k: self._fill(spec, v, index) for k, v in spec.arguments.items()}
-        return WorkerTask(spec.handler, arguments, timeout=0.0, context=_NOBODY)
+        return WorkerTask(spec.handler, self._arguments(spec, index), timeout=0.0, context=_NOBODY)
 
     def tool(self, stage: str, index: int) -> str | None:
-        return self._chosen[stage][0].name if stage in self._chosen else self._specs[stage].handler
+        spec = self._specs[stage]
+        return spec.handler if spec.parent is None else spec.candidate
 
     def read(self, stage: str, index: int, text: str) -> Any:
-        asked = self._specs[stage].response_format or {}
-        if asked.get("type", "text") == "text" and not self._is_planner(stage):
+        """The output of an LLM task made from the engine's text.
+
+        Raises BadReply where it is not what was asked: the first time the task is worth another attempt, in which `llm`
+        says what was wrong, unless its stage has no retries.
+        """
+        spec = self._specs[stage]
+        of_dynamic = [s for s in self._application.stages if s.planner == stage]
+        if (spec.response_format or {}).get("type", "text") == "text" and not of_dynamic:
             return text
         try:
-            return orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            raise InvalidInput(f"stage {stage!r} must answer with JSON, but: {error}; it said {text[:80]!r}") from None
+            value = self._read(spec, text, of_dynamic)
+        except InvalidInput as error:
+            raise self._refused(spec, index, text, str(error), is_plan=bool(of_dynamic)) from None
+        self._bad.pop((stage, index), None)
+        return value
+
+    def _read(self, spec: StageSpec, text: str, of_dynamic: Sequence[StageSpec]) -> Any:
+        try:
+            value = read_json(text, spec.response_format)
+        except InvalidInput as error:
+            raise InvalidInput(f"stage {spec.name!r} {error}") from None
+        if len(self._items[spec.name]) == 1 and spec.for_each is None:  # else its tasks make one plan together
+            for dynamic in of_dynamic:
+                read_plan(dynamic, value)
+        return value
+
+    def _refused(self, spec: StageSpec, index: int, text: str, error: str, *, is_plan: bool) -> BadReply:
+        key = spec.name, index
+        if spec.retries and key not in self._bad:
+            self._bad[key] = text, error
+            return BadReply(error, can_repair=True)
+        again = " (asked again, it still is no good)" if self._bad.pop(key, None) else ""
+        plan = f"; the plan was {_shortened(text)}" if is_plan else ""
+        return BadReply(f"{error}{again}{plan}", can_repair=False)
 
     def result(self) -> Any:
         if self._application.result is not None:
@@ -301,15 +255,34 @@ class LiveScript:
         ends = {s.name: self._outputs.get(s.name) for s in self._application.stages if s.name not in parents}
         return next(iter(ends.values())) if len(ends) == 1 else ends
 
-    def _is_planner(self, stage: str) -> bool:
-        return any(s.planner == stage for s in self._application.stages)
+    # ------------------------------------------------------------------------------------------- planned stages
 
-    def _arguments(self, stage: str) -> dict[str, Any]:
-        spec = self._specs[stage]
-        arguments = dict(self._chosen[stage][1])
-        if spec.after:
-            arguments["inputs"] = {p.removeprefix(f"{spec.parent}."): self._outputs.get(p) for p in spec.after}
-        return arguments
+    def _asked(self, spec: StageSpec) -> str:
+        """The prompt that a plan gives a stage whose candidate has none."""
+        entry = self._planned[spec.name]
+        prompt = text_of(self._resolved(spec)["prompt"])
+        below = {n: output for n, output in self._inputs(spec).items() if n not in entry.refers}
+        return f"{prompt}\n\n{text_of(below)}" if below else prompt
+
+    def _arguments(self, spec: StageSpec, index: int) -> dict[str, Any]:
+        """What a handler is called with."""
+        entry = self._planned.get(spec.name)
+        if entry is None or (entry.chosen is not None and entry.chosen.arguments is not None):
+            return self._fill(spec, spec.arguments, index)
+        arguments = self._resolved(spec)
+        if entry.chosen is None:
+            return {"tool": entry.candidate, "arguments": arguments, "inputs": self._inputs(spec)}
+        return arguments | {"inputs": self._inputs(spec)} if spec.after else arguments
+
+    def _resolved(self, spec: StageSpec) -> dict[str, Any]:
+        """A planned stage's arguments, references replaced by the outputs that are there."""
+        entry = self._planned[spec.name]
+        full = {name: f"{spec.parent}.{name}" for name in entry.refers}
+        outputs = {name: self._outputs[of] for name, of in full.items() if of in self._outputs}
+        return {k: resolve(v, outputs) for k, v in entry.arguments.items()}
+
+    def _inputs(self, spec: StageSpec) -> dict[str, Any]:
+        return {p.removeprefix(f"{spec.parent}."): self._outputs.get(p) for p in spec.after}
 
     # ------------------------------------------------------------------------------------------- templates
 
@@ -318,99 +291,23 @@ class LiveScript:
         if spec is not None:
             ran = [p for p in spec.after if self._over.get(p)]
             names["last"] = self._outputs.get(ran[-1]) if ran else None
-            names["iteration"] = spec.iteration
+            names["iteration"] = spec.iteration if spec.parent is None else self._specs[spec.parent].iteration
             if index is not None:
                 names |= {"index": index, "item": self._items[spec.name][index]}
+            if spec.parent is not None:
+                names |= {"arguments": self._resolved(spec), "inputs": self._inputs(spec)}
         return names
 
-    def _evaluate(self, spec: StageSpec | None, label: str, source: str, index: int | None = None) -> Any:
-        where = f"stage {spec.name!r}, {label}" if spec else label
-        try:
-            return _plain(_expression(source)(**self._names(spec, index)))
-        except Exception as error:  # whatever an expression of the user's raises
-            raise InvalidInput(f"{where}: {error}") from None
+    def _evaluate(self, spec: StageSpec | None, label: str, source: str) -> Any:
+        return evaluate(f"stage {spec.name!r}, {label}" if spec else label, source, self._names(spec))
 
     def _render(self, spec: StageSpec, label: str, source: str, index: int) -> str:
-        try:
-            return _template(source).render(**self._names(spec, index))
-        except Exception as error:  # whatever a template of the user's raises
-            raise InvalidInput(f"stage {spec.name!r}, {label}: {error}") from None
+        return render(f"stage {spec.name!r}, {label}", source, self._names(spec, index))
 
-    def _fill(self, spec: StageSpec, value: Any, index: int) -> Any:
-        match value:
-            case str() if (inner := _only_expression(value)) is not None:
-                return self._evaluate(spec, "arguments", inner, index)
-            case str():
-                return self._render(spec, "arguments", value, index)
-            case Mapping():
-                return {k: self._fill(spec, v, index) for k, v in value.items()}
-            case list() | tuple():
-                return [self._fill(spec, v, index) for v in value]
-            case _:
-                return value
+    def _fill(self, spec: StageSpec, value: Mapping[str, Any], index: int) -> dict[str, Any]:
+        filled: dict[str, Any] = fill(f"stage {spec.name!r}, arguments", value, self._names(spec, index))
+        return filled
 
 
-def _names_of(spec: StageSpec) -> list[str]:
-    """What templates may call a stage: its name, and inside a loop also its name without the number."""
-    is_padded = spec.loop is not None and spec.iteration is not None
-    return [spec.name, *([spec.name.removesuffix(f"_{spec.iteration}")] if is_padded else [])]
-
-
-def _plain(value: Any) -> Any:
-    """The value of an expression as JSON would keep it: tuples and lazy sequences become lists."""
-    try:
-        return orjson.loads(orjson.dumps(value, default=_listed))
-    except orjson.JSONEncodeError as error:
-        cause = error.__cause__ or error
-        raise InvalidInput(str(cause)) from None
-
-
-def _listed(value: Any) -> list[Any]:
-    if isinstance(value, Iterable):  # an undefined value is one, and says what it is when it is read
-        return list(value)
-    raise TypeError(f"it gives a {type(value).__name__}, which JSON does not have")
-
-
-def _only_expression(text: str) -> str | None:
-    """The expression of a text that is nothing but `{{ expression }}`."""
-    text = text.strip()
-    if text.startswith("{{") and text.endswith("}}") and text.count("{{") == 1 and "{%" not in text:
-        return text[2:-2].removeprefix("-").removesuffix("-")
-    return None
-
-
-def _strings(value: Any) -> Iterable[str]:
-    match value:
-        case str():
-            yield value
-        case Mapping():
-            for inner in value.values():
-                yield from _strings(inner)
-        case list() | tuple():
-            for inner in value:
-                yield from _strings(inner)
-        case _:
-            return
-
-
-def _read_plan(dynamic: StageSpec, plan: Any) -> list[dict[str, Any]]:
-    where = f"the plan for {dynamic.name!r}"
-    entries = plan.get("stages") if isinstance(plan, Mapping) else plan
-    if not isinstance(entries, list):
-        raise InvalidInput(f"{where} must be a list of stages, or an object with one under 'stages', not {plan!r:.80}")
-    read = []
-    for entry in entries:
-        name = entry.get("name") if isinstance(entry, Mapping) else None
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_PLANNED_NAME or not name.isprintable():
-            raise InvalidInput(
-                f"{where}: each stage needs a name of at most {MAX_PLANNED_NAME} printable characters,"
-                f" which {entry!r:.80} lacks"
-            )
-        after, arguments = entry.get("after") or [], entry.get("arguments") or {}
-        if not (isinstance(after, list) and all(isinstance(a, str) for a in after)):
-            raise InvalidInput(f"{where}, stage {name!r}: after is {after!r:.80}, it must be a list of names")
-        if not isinstance(arguments, Mapping):
-            raise InvalidInput(f"{where}, stage {name!r}: arguments is {arguments!r:.80}, it must be an object")
-        candidate = str(entry.get("candidate") or name)
-        read.append({"name": name, "candidate": candidate, "after": after, "arguments": arguments})
-    return read
+def _shortened(text: str) -> str:
+    return text if len(text) <= _PLAN_SHOWN else f"{text[:_PLAN_SHOWN]} …"

@@ -8,8 +8,9 @@ from typing import Any
 from llmsched.errors import InvalidInput
 from llmsched.model.application import Application
 from llmsched.model.events import JobSubmitted, StageExpanded, TaskRef, TaskResult
+from llmsched.model.job import JobStatus
 from llmsched.model.kinds import StageKind
-from llmsched.model.records import EventRecord, JobRecord, StageRecord
+from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecord, Writes
 from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.script import Script
@@ -50,7 +51,20 @@ class JobRun:
     `seq` and `position` go on where the store stopped, so that a restart neither repeats nor skips a number.
     """
 
-    __slots__ = ("application", "features", "position", "record", "script", "seq", "stages", "started_at")
+    __slots__ = (
+        "_off_profile",
+        "application",
+        "ended_at",
+        "features",
+        "pads",
+        "position",
+        "record",
+        "script",
+        "seq",
+        "stages",
+        "started_at",
+        "unwritten",
+    )
 
     def __init__(
         self,
@@ -60,6 +74,7 @@ class JobRun:
         *,
         features: Mapping[str, str | int] | None = None,
         seq: int = 0,
+        pads: bool = True,
     ) -> None:
         self.record = record
         self.application = application
@@ -70,12 +85,26 @@ class JobRun:
         self.position = 0
         self.stages: dict[str, StageRun] = {}
         self.started_at = record.started_at
+        #: When the last of its stages ended: it may be found out later that it was the last.
+        self.ended_at: float | None = None
+        #: Whether it tells of stages that are skipped: in a long chain that says nothing.
+        self.pads = pads
+        #: All there is to write of it, while that waits for its end; None: everything is written as it happens.
+        self.unwritten: Writes | None = None
+        #: What of `script.off_profile` is written.
+        self._off_profile = script.off_profile
 
     # ---------------------------------------------------------------------------------------------- events
 
     def event(self, type: str, at: float, data: dict[str, Any] | None = None) -> EventRecord:
         self.seq += 1
         return EventRecord(self.record.id, self.seq, type, at, data or {})
+
+    def submission(self) -> EventRecord:
+        """Its first event."""
+        record = self.record
+        data = {"application": record.application, "version": record.version, "class": record.job_class.label}
+        return self.event("job.submitted", record.submitted_at, data)
 
     def unfold(self, unfolded: Unfolded, at: float) -> tuple[list[StageRecord], list[EventRecord]]:
         """Opens accounts for what was revealed; rows and events for what is over by that alone."""
@@ -86,12 +115,22 @@ class JobRun:
         for spec, _, _ in unfolded.reveals:
             if spec.kind is StageKind.DYNAMIC:
                 plan = [s.spec.name for s in self.stages.values() if s.spec.parent == spec.name]
-                events.append(self.event("stage.expanded", at, {"stage": spec.name, "stages": plan}))
+                data: dict[str, Any] = {"stage": spec.name, "stages": plan}
+                if self.script.off_profile != self._off_profile:
+                    data["off_profile"] = list(self.script.off_profile)
+                events.append(self.event("stage.expanded", at, data))
                 rows += self.close_dynamic(spec.name, at)
-        if unfolded.skipped:
+        if unfolded.skipped and self.pads:
             events.append(self.event("stage.skipped", at, {"stages": list(unfolded.skipped)}))
             rows += (self._row(self.application[name], "skipped", at) for name in unfolded.skipped)
         return rows, events
+
+    def departed(self) -> list[JobUpdate]:
+        """What the record has to say besides, if a plan that was just revealed left the template."""
+        if self.script.off_profile == self._off_profile:
+            return []
+        self._off_profile = self.script.off_profile
+        return [JobUpdate(self.record.id, JobStatus.RUNNING, off_profile=self._off_profile)]
 
     def start(self, ref: TaskRef, executor: str, at: float) -> list[EventRecord]:
         """A task was dispatched; events for the first one of the job and of the stage."""
@@ -118,6 +157,7 @@ class JobRun:
     def finish_stage(self, name: str, at: float) -> tuple[list[StageRecord], list[EventRecord]]:
         """Row and event of a completed stage."""
         stage = self.stages[name]
+        self.ended_at = at
         results = [r for r in stage.results if r is not None]
         data = {
             "stage": name,
@@ -136,7 +176,7 @@ class JobRun:
 
     def _row(self, spec: StageSpec, state: str, at: float, stage: StageRun | None = None) -> StageRecord:
         self.position += 1
-        regular = stage is not None and spec.kind is StageKind.REGULAR
+        named = spec.kind is StageKind.REGULAR or spec.parent is not None
         return StageRecord(
             job=self.record.id,
             name=spec.name,
@@ -151,7 +191,7 @@ class JobRun:
             started_at=stage.started_at if stage else None,
             finished_at=at,
             results=tuple(r for r in stage.results if r is not None) if stage else (),
-            tools=tuple(self.script.tool(spec.name, i) for i in range(len(stage.results))) if stage and regular else (),
+            tools=tuple(self.script.tool(spec.name, i) for i in range(len(stage.results))) if stage and named else (),
             outputs=list(stage.outputs) if stage and any(o is not None for o in stage.outputs) else None,
         )
 
@@ -187,7 +227,8 @@ class JobRun:
             stage.left, stage.results, stage.started_at = 0, list(row.results), row.started_at
             stage.executors = list(row.executors)
             stage.outputs = list(row.outputs or stage.outputs)
-            unfolded = self.script.complete(row.name, stage.outputs)
+            unfolded = self.script.complete(row.name, stage.outputs) or Unfolded()
+            self._off_profile = self.script.off_profile
             for spec, prompt_tokens, _ in unfolded.reveals:
                 self.stages[spec.name] = StageRun(spec, len(prompt_tokens))
             yield StageExpanded(self.record.id, row.name, unfolded.reveals, unfolded.skipped, row.results)

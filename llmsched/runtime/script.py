@@ -22,14 +22,18 @@ class Script(Protocol):
     Restored jobs call `begin` and then `complete` for every stored stage, in order, before anything else.
     """
 
+    #: How the job leaves its template, one sentence each; of a live job, as far as it is known.
     off_profile: tuple[str, ...]
 
     def begin(self) -> Unfolded:
         """What is known of the structure at submission."""
         ...
 
-    def complete(self, stage: str, outputs: Sequence[Any]) -> Unfolded:
-        """What the completion of a stage reveals. Raises InvalidInput if its outputs cannot be used."""
+    def complete(self, stage: str, outputs: Sequence[Any]) -> Unfolded | None:
+        """What the completion of a stage reveals; None: that is found out later, and told by whoever finds it out.
+
+        Raises InvalidInput if its outputs cannot be used.
+        """
         ...
 
     def llm(self, stage: str, index: int) -> CompletionRequest:
@@ -45,7 +49,11 @@ class Script(Protocol):
         ...
 
     def read(self, stage: str, index: int, text: str) -> Any:
-        """The output of an LLM task made from the engine's text. Raises InvalidInput where it is not what was asked."""
+        """The output of an LLM task made from the engine's text.
+
+        Raises BadReply where it is not what was asked. If that says so, another attempt is worth it, and `llm` asks for
+        a better reply.
+        """
         ...
 
     def result(self) -> Any:

@@ -10,6 +10,8 @@ The life of a job, in eight steps:
 6. rows and events of the tick are committed together, behind the dispatches: a crash repeats uncommitted work;
 7. committed events reach whoever watches; 8. `FinishJob` closes the accounts.
 
+Calls of agents that know nothing of jobs come in at a side door (`door.py`), and then go the same way.
+
 The tick runs as soon as the event loop is free, so what happened meanwhile is one batch; `tick_ms` holds it back
 longer.
 
@@ -43,14 +45,19 @@ from llmsched.model.events import (
     JobCancelled,
     JobSubmitted,
     Outcome,
+    Reveal,
     SliceEnded,
     StageExpanded,
     StageFailed,
+    StagesRevealed,
+    StageWithdrawn,
     TaskFailed,
     TaskFinished,
+    TaskRef,
 )
 from llmsched.model.job import JobStatus, StageState
 from llmsched.model.records import EventRecord, JobRecord, JobUpdate, Writes
+from llmsched.model.unfolding import Unfolded
 from llmsched.policies import make_policy
 from llmsched.policies.base import Policy, reads_prompts
 from llmsched.profiler import Knowledge
@@ -59,11 +66,13 @@ from llmsched.runtime.admission import Claims, accept, restore
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.attempts import Attempt, Attempts
 from llmsched.runtime.clock import Clock
+from llmsched.runtime.door import STOPPING, Door
 from llmsched.runtime.engines import Engines
 from llmsched.runtime.foresight import Foresight
 from llmsched.runtime.handlers import HandlerRegistry
 from llmsched.runtime.hub import Hub
 from llmsched.runtime.learner import Learner
+from llmsched.runtime.observed import ObservedScript
 from llmsched.runtime.observer import Observer, Silent
 from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
@@ -143,6 +152,8 @@ class Service:
         self._attempts = Attempts(
             self.engines, workers, clock, self._reported, speed=speed, task_timeout=self.limits.task_timeout
         )
+        #: Where calls of agents come in that know nothing of jobs.
+        self.door = Door(self, idle=self.limits.observed_idle)
         self._queue: list[Event] = []
         #: Jobs of which something new is known in this tick, and the events that shall tell what follows from it.
         self._news: dict[str, list[EventRecord]] = {}
@@ -176,9 +187,11 @@ class Service:
         Jobs that are not finished go on with the next process.
         """
         self.is_ready, self.is_stopping = False, True
+        self.door.close()
         if self.failure is None:
             await self._drain(grace)
         ending = [*self._chores, *self._attempts.give_up_all()]
+        self.door.abort(STOPPING)
         for chore in self._chores:
             chore.cancel()
         self._disarm()
@@ -215,6 +228,7 @@ class Service:
         self._attempts.give_up_all()
         self._disarm()
         self._idle.set()
+        self.door.abort(f"the service cannot go on: {error}")
         self.hub.close()
         self.failed.set()
 
@@ -226,7 +240,7 @@ class Service:
 
     async def _restore(self) -> None:
         began = time.perf_counter()
-        restored, hopeless = await restore(self._store, self.applications, self._describes)
+        restored, hopeless, orphans = await restore(self._store, self.applications, self.describes)
         for run, events in restored:
             self._runs[run.record.id] = run
             self._tenants[run.record.id] = run.record.tenant
@@ -235,18 +249,30 @@ class Service:
         for record, seq, reason in hopeless:
             self._tenants[record.id] = record.tenant
             self._abandon(record, seq + 1, f"cannot be restored: {reason}")
-        if restored or hopeless:
+        for record, seq, ended_at in orphans:
+            self._tenants[record.id] = record.tenant
+            if ended_at is None:
+                self._abandon(record, seq + 1, "its calls ended with the service that they came to")
+            else:
+                self._conclude(record, seq + 1, JobStatus.COMPLETED, ended_at)
+        if restored or hopeless or orphans:
             seconds = round(time.perf_counter() - began, 3)
-            log.info("jobs restored", extra={"jobs": len(restored), "failed": len(hopeless), "seconds": seconds})
+            told = {"jobs": len(restored), "failed": len(hopeless), "observed": len(orphans), "seconds": seconds}
+            log.info("jobs restored", extra=told)
 
     def _abandon(self, record: JobRecord, seq: int, reason: str) -> None:
-        """Ends a job that the scheduler does not know."""
-        now = self.clock.now()
+        """Fails a job that the scheduler does not know."""
         log.error("job abandoned", extra={"job": record.id, "reason": reason})
+        self._conclude(record, seq, JobStatus.FAILED, self.clock.now(), reason)
+
+    def _conclude(self, record: JobRecord, seq: int, status: JobStatus, at: float, reason: str | None = None) -> None:
+        """Ends a job that the scheduler does not know."""
+        seconds = at - record.submitted_at
+        told = {"error": reason} if reason else {"seconds": round(seconds, 6)}
         writes = self._of(record.id)
-        writes.updates.append(JobUpdate(record.id, JobStatus.FAILED, None, now, None, reason))
-        writes.events.append(EventRecord(record.id, seq, "job.failed", now, {"error": reason}))
-        self._observer.job_finished(record.application, JobStatus.FAILED.value, now - record.submitted_at)
+        writes.updates.append(JobUpdate(record.id, status, None, at, None, reason))
+        writes.events.append(EventRecord(record.id, seq, f"job.{status.value}", at, told))
+        self._observer.job_finished(record.application, status.value, seconds)
         self._schedule_tick()
 
     async def _forget(self, retention: float) -> None:
@@ -280,16 +306,16 @@ class Service:
         return await asyncio.shield(asyncio.ensure_future(self._claims.once(new, self._admit)))
 
     async def _admit(self, new: NewJob) -> JobRecord:
-        self._check_room()
+        self.check_room()
         application = self.applications.newest(new.application)
         context = self.engines.longest_context("llm")
         run, submitted, writes = accept(
             new,
             application,
-            self._number + 1,
+            self.next_number,
             longest_context=context,
             clock=self.clock,
-            describes=self._describes,
+            describes=self.describes,
         )
         record = run.record
         self._number = record.number
@@ -309,11 +335,38 @@ class Service:
         self.post(submitted)
         return record
 
-    def _check_room(self) -> None:
+    @property
+    def next_number(self) -> int:
+        """Of the job that comes next."""
+        return self._number + 1
+
+    def take_in(self, run: JobRun, reveal: Reveal) -> None:
+        """Brings an observed job before the scheduler, of which nothing is written yet."""
+        record, unfolded = run.record, Unfolded((reveal,))
+        self._number = record.number
+        self._runs[record.id] = run
+        self._tenants[record.id] = record.tenant
+        run.unwritten = Writes(jobs=[(record, None)], events=[run.submission()])
+        run.unfold(unfolded, record.submitted_at)
+        self._observer.job_submitted(record.application, record.job_class.label)
+        self.post(run.submitted(unfolded))
+
+    def write_out(self, run: JobRun) -> None:
+        """What is to be written of a job waits for its end no longer."""
+        if run.unwritten is not None:
+            self._writes[run.record.id], run.unwritten = run.unwritten, None
+            self._schedule_tick()
+
+    def check_open(self) -> None:
+        """Raises BackendError where nothing new can be begun."""
         if self.is_stopping:
-            raise BackendError("the service is shutting down; retry in a few seconds")
+            raise BackendError(STOPPING)
         if not self._journal.healthy:
             raise BackendError("the database does not answer, so nothing can be accepted; retry soon")
+
+    def check_room(self) -> None:
+        """Raises Overloaded or BackendError where no job can be taken in now."""
+        self.check_open()
         active = len(self._runs) + self._submitting
         if active >= self.limits.active_jobs:
             raise Overloaded(
@@ -384,7 +437,7 @@ class Service:
         knowledge = self.foresight.knowledge
         return make_policy(name, knowledge=knowledge, lengths=self._lengths, **self._policy_options)
 
-    def _describes(self) -> bool:
+    def describes(self) -> bool:
         """Whether live jobs say what their prompts are like: the policy at work reads them."""
         return reads_prompts(self.scheduler.policy)
 
@@ -428,10 +481,17 @@ class Service:
         events: list[Event] = []
         for event in queued:
             events.append(event)
-            if isinstance(event, TaskFinished):
-                events += self._account(event, now)
-            elif isinstance(event, JobSubmitted):
-                self._news[event.job] = []
+            match event:
+                case TaskFinished():
+                    events += self._account(event, now)
+                case StageWithdrawn(job, stage, result):
+                    events += self._account(TaskFinished(TaskRef(job, stage, 0), 0, result), now)
+                case StagesRevealed():
+                    events += self._reveal(event, now)
+                case JobSubmitted(job):
+                    self._news[job] = []
+                case _:
+                    pass
         before = self.scheduler.stats.decisions
         began = time.perf_counter()
         commands = self.scheduler.handle(Batch(now, tuple(events)))
@@ -487,13 +547,17 @@ class Service:
 
     def _of(self, job: str) -> Writes:
         """Where a job's rows and events of this tick belong."""
+        run = self._runs.get(job)
+        if run is not None and run.unwritten is not None:
+            return run.unwritten
         return self._writes.setdefault(job, Writes())
 
     def _commit(self) -> None:
         # One entry per job: the journal makes them one transaction, and refuses no more than the job at fault.
         for job, writes in self._writes.items():
+            # Nobody waits either for what is written all at once of an observed job: its client has the answer.
             is_news = not writes.stages and all(update.finished_at is None for update in writes.updates)
-            done = self._journal.append(writes, patience=NEWS_PATIENCE if is_news else 0.0)
+            done = self._journal.append(writes, patience=NEWS_PATIENCE if is_news or writes.jobs else 0.0)
             done.add_done_callback(partial(self._written, job, writes))
         self._writes = {}
 
@@ -538,7 +602,7 @@ class Service:
     def _account(self, event: TaskFinished, now: float) -> list[Event]:
         """What follows from the last finished task of a stage."""
         run = self._runs.get(event.task.job)
-        if run is None or not run.finish_task(event.task, event.result):
+        if run is None or not run.stages[event.task.stage].left or not run.finish_task(event.task, event.result):
             return []
         name = event.task.stage
         try:
@@ -549,18 +613,35 @@ class Service:
         self._news.setdefault(run.record.id, []).extend(notes)
         if (parent := run.stages[name].spec.parent) is not None:
             rows += run.close_dynamic(parent, now)
-        more_rows, more_notes = run.unfold(unfolded, now)
+        more_rows, more_notes = run.unfold(unfolded or Unfolded(), now)
         writes = self._of(run.record.id)
         writes.stages.extend(rows + more_rows)
         writes.events.extend(notes + more_notes)
+        writes.updates.extend(run.departed())
+        if unfolded is None:
+            return []
         return [StageExpanded(run.record.id, name, unfolded.reveals, unfolded.skipped)]
+
+    def _reveal(self, event: StagesRevealed, now: float) -> list[Event]:
+        """Opens accounts of calls that came in; the stage before them was left open for that."""
+        run = self._runs.get(event.job)
+        if run is None:
+            return []
+        assert isinstance(run.script, ObservedScript), run.record
+        run.unfold(Unfolded(event.reveals), now)
+        before = run.script.take(event.reveals)
+        return [] if before is None else [StageExpanded(event.job, before)]
 
     def _finish(self, command: FinishJob, now: float) -> None:
         run = self._runs.pop(command.job)
         self._attempts.forget(command.job)
+        self.door.finished(command.job, command.outcome, command.reason)
+        if run.unwritten is not None:
+            self._writes[command.job], run.unwritten = run.unwritten, None
         record, outcome, error = run.record, command.outcome, command.reason or None
         result = None
         if outcome is Outcome.COMPLETED:
+            now = run.ended_at or now
             try:
                 result = run.script.result()
             except InvalidInput as failure:

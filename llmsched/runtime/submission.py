@@ -31,6 +31,8 @@ class Limits:
     retention: float | None = None
     #: Decisions kept for `GET /v1/decisions`.
     decisions: int = 1_000
+    #: How long an observed job waits for another call before it is over.
+    observed_idle: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,13 +313,15 @@ def emulator_command(
     latency: str | None = None,
     max_batch: int | None = None,
     speed: float | None = None,
+    script: str | None = None,
 ) -> list[str]:
     """The command of so many emulated engines in one process; it announces each (`url`, `model`, `slots`) when ready.
 
     port: of the first engine; 0 picks free ones. What is None is left to the emulator's defaults.
     """
     command = [sys.executable, "-m", "llmsched.runtime.emulator", "--engines", str(engines), "--port", str(port)]
-    for option, value in {"model": model, "latency": latency, "max-batch": max_batch, "speed": speed}.items():
+    options = {"model": model, "latency": latency, "max-batch": max_batch, "speed": speed, "script": script}
+    for option, value in options.items():
         if value is not None:
             command += [f"--{option}", str(value)]
     return command

@@ -103,6 +103,7 @@ def _kill(pid: int) -> None:
 
 def _serve(calls: BinaryIO, answers: BinaryIO, max_result_bytes: int) -> None:
     handlers: dict[tuple[str, str], Callable[[dict[str, Any], TaskContext], Any]] = {}
+    runner = os.getpid()
     while header := calls.read(HEADER.size):
         (size,) = HEADER.unpack(header)
         match json.loads(calls.read(size)):
@@ -114,6 +115,8 @@ def _serve(calls: BinaryIO, answers: BinaryIO, max_result_bytes: int) -> None:
                     answer = _error("unknown_handler", str(error), retryable=False)
             case {"call": [module, qualname], "arguments": arguments, "context": context}:
                 answer = _perform(handlers[module, qualname], arguments, TaskContext(**context), max_result_bytes)
+                if os.getpid() != runner:  # a fork that a handler made and did not end has our socket too
+                    os._exit(0)
         answers.write(HEADER.pack(len(answer)) + answer)
         answers.flush()
 

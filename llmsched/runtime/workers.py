@@ -2,7 +2,8 @@
 
 `ProcessWorkers` runs handlers in processes of their own; `InlineWorkers` runs them in the event loop, for tests. Both
 keep the contract of `WorkerPool`: at most `slots` tasks at once, the others wait in order; whatever goes wrong with a
-task is a `WorkerError`; when `run` returns or raises, the task no longer runs.
+task is a `WorkerError`; when `run` returns or raises, the task no longer runs. Arguments that break the handler's
+schema never reach it. Tools that live elsewhere take a slot like others and no process: both pools call them over HTTP.
 
 No library: pebble 5.2 was tried and let a task hang whose handler called `os._exit(0)`, waited 3 s for every handler
 that ignores SIGTERM (and so did every other timeout), gave up the whole pool when an idle process was killed, and left
@@ -21,13 +22,19 @@ import socket
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol
 
-from llmsched.errors import BackendError, InvalidSetting, UnknownName
-from llmsched.runtime.handlers import HandlerRegistry, TaskContext, bind
+from llmsched.errors import InvalidInput, InvalidSetting, UnknownName
+from llmsched.runtime.arguments import is_long
+from llmsched.runtime.handlers import Handler, HandlerRegistry, HttpTool, bind
+from llmsched.runtime.http_tools import HttpTools
+from llmsched.runtime.work import WorkerError, WorkerTask
 from llmsched.runtime.worker_process import HEADER, describe, encode_result, is_retryable, too_large
+
+__all__ = ["InlineWorkers", "ProcessWorkers", "WorkerError", "WorkerPool", "WorkerTask"]
 
 #: How long a worker may take to start and to import a handler's module, in seconds.
 START_TIMEOUT = 60.0
@@ -49,36 +56,6 @@ main(**settings)
 """
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerTask:
-    """One call of a handler. arguments: what JSON can say. timeout: seconds the handler may run."""
-
-    handler: str
-    arguments: dict[str, Any]
-    timeout: float
-    context: TaskContext
-
-
-class WorkerError(BackendError):
-    """A regular task failed.
-
-    | reason | retryable | what happened |
-    |---|---|---|
-    | timeout | yes | it ran longer than it may |
-    | handler_error | yes, unless it is an InvalidInput | the handler raised |
-    | worker_died | yes | its process ended, could not start, or the pool closed |
-    | memory | yes, on a fresh process | it needed more memory than a worker has |
-    | bad_arguments, bad_result | no | what goes in, or what comes out, is not JSON |
-    | too_large | no | the result has too many bytes |
-    | unknown_handler | no | nobody registered it, or a worker cannot import it |
-    """
-
-    def __init__(self, message: str, *, reason: str, retryable: bool = True) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.retryable = retryable
 
 
 class WorkerPool(Protocol):
@@ -108,11 +85,15 @@ class WorkerPool(Protocol):
 
 
 class _Pool(ABC):
-    """What both pools share: slots, and the door."""
+    """What both pools share: slots, the door, the check of arguments, and tools that live elsewhere."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, registry: HandlerRegistry, slots: int, tools: HttpTools | None) -> None:
         if slots < 1:
             raise InvalidSetting(f"a worker pool needs at least one slot, not {slots}", field="workers")
+        self._registry = registry
+        self._tools = tools or HttpTools()
+        #: Where long arguments are checked, one after the other, so that the event loop stays free.
+        self._checker = ThreadPoolExecutor(1, thread_name_prefix="check arguments")
         self._slots = slots
         self._free = asyncio.Semaphore(slots)
         #: Slots that closing has taken out of use.
@@ -132,7 +113,14 @@ class _Pool(ABC):
 
     async def run(self, task: WorkerTask) -> object:
         async with self._slot():
-            return await self._perform(task)
+            try:
+                handler = self._registry.get(task.handler)
+            except UnknownName as error:
+                raise WorkerError(str(error), reason="unknown_handler", retryable=False) from error
+            await self._check(task)
+            if isinstance(handler, HttpTool):
+                return await self._call_tool(handler, task)
+            return await self._perform(handler, task)
 
     async def hold(self, seconds: float) -> None:
         async with self._slot():
@@ -148,9 +136,31 @@ class _Pool(ABC):
             except TimeoutError:
                 _throw_out(self._running)
                 await self._retire_slots()
+            await self._tools.close()
+            self._checker.shutdown(wait=False)
 
     @abstractmethod
-    async def _perform(self, task: WorkerTask) -> object: ...
+    async def _perform(self, handler: Handler, task: WorkerTask) -> object: ...
+
+    async def _check(self, task: WorkerTask) -> None:
+        check = self._registry.check_of(task.handler)
+        if check is None:
+            return
+        try:
+            if is_long(task.arguments):
+                await asyncio.get_running_loop().run_in_executor(self._checker, check, task.arguments)
+            else:
+                check(task.arguments)
+        except InvalidInput as error:
+            raise WorkerError(str(error), reason="bad_arguments", retryable=False) from error
+
+    async def _call_tool(self, tool: HttpTool, task: WorkerTask) -> object:
+        allowed = asyncio.timeout(task.timeout)
+        try:
+            async with allowed:
+                return await self._tools.call(tool, task)
+        except TimeoutError:
+            raise _overdue(task) from None
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -202,11 +212,11 @@ class ProcessWorkers(_Pool):
         *,
         memory_mib: int | None = 2048,
         max_result_bytes: int = 1 << 20,
+        tools: HttpTools | None = None,
     ) -> None:
-        super().__init__(slots)
+        super().__init__(registry, slots, tools)
         if memory_mib is not None and memory_mib < MIN_MEMORY_MIB:
             raise InvalidSetting(f"a worker needs at least {MIN_MEMORY_MIB} MiB, not {memory_mib}", field="memory_mib")
-        self._registry = registry
         self._memory_mib = memory_mib
         self._max_result_bytes = max_result_bytes
         self._idle: list[_Worker] = []
@@ -219,10 +229,10 @@ class ProcessWorkers(_Pool):
             self._dismiss(self._idle.pop(), EXIT_TIMEOUT)
         await asyncio.gather(*self._ending)
 
-    async def _perform(self, task: WorkerTask) -> object:
+    async def _perform(self, handler: Handler, task: WorkerTask) -> object:
         try:
-            reference = self._registry.get(task.handler).reference
-        except (UnknownName, InvalidSetting) as error:
+            reference = handler.reference
+        except InvalidSetting as error:
             raise WorkerError(str(error), reason="unknown_handler", retryable=False) from error
         worker = await self._take()
         is_fit = False
@@ -401,16 +411,19 @@ class InlineWorkers(_Pool):
     Raises InvalidSetting for less than one slot.
     """
 
-    def __init__(self, registry: HandlerRegistry, slots: int = 2, *, max_result_bytes: int = 1 << 20) -> None:
-        super().__init__(slots)
-        self._registry = registry
+    def __init__(
+        self,
+        registry: HandlerRegistry,
+        slots: int = 2,
+        *,
+        max_result_bytes: int = 1 << 20,
+        tools: HttpTools | None = None,
+    ) -> None:
+        super().__init__(registry, slots, tools)
         self._max_result_bytes = max_result_bytes
 
-    async def _perform(self, task: WorkerTask) -> object:
-        try:
-            function = bind(self._registry.get(task.handler).function)
-        except UnknownName as error:
-            raise WorkerError(str(error), reason="unknown_handler", retryable=False) from error
+    async def _perform(self, handler: Handler, task: WorkerTask) -> object:
+        function = bind(handler.function)
         arguments = json.loads(_as_json(task.arguments))
         allowed = asyncio.timeout(task.timeout)
         try:

@@ -45,6 +45,8 @@ from llmsched.model.events import (
     SliceEnded,
     StageExpanded,
     StageFailed,
+    StagesRevealed,
+    StageWithdrawn,
     TaskFailed,
     TaskFinished,
     TaskRef,
@@ -154,6 +156,11 @@ class Scheduler:
                 self._sliced(event)
             case StageExpanded():
                 self._expanded(event)
+            case StagesRevealed(job_id, reveals):
+                if job := self._known(job_id, event):
+                    self._unfold(job, reveals, ())
+            case StageWithdrawn():
+                self._withdrawn(event)
             case StageFailed(job_id, stage, reason):
                 if job := self._known(job_id, event):
                     self._finish(job, Outcome.FAILED, f"stage {stage!r}: {reason}")
@@ -270,6 +277,32 @@ class Scheduler:
         task.generated += event.output_tokens
         self._release(task, TaskState.READY)
         self._make_ready(task)
+
+    def _withdrawn(self, event: StageWithdrawn) -> None:
+        job = self._known(event.job, event)
+        if job is None:
+            return
+        stage = self._stage(job, event.stage)
+        if stage.state is not StageState.READY:
+            if not (stage.is_over or stage.state is StageState.EXPANDING):
+                raise InvalidTransition(f"{stage!r} was withdrawn before it could run")
+            self.stats.stale[type(event).__name__] += 1
+            return
+        if stage.ready:
+            self._unready(stage)
+        for task in stage.tasks or ():
+            if task.state is TaskState.DONE:
+                continue
+            task.result = event.result
+            stage.done_tasks += 1
+            if task.state is TaskState.RUNNING:
+                assert task.executor is not None, task
+                self._commands.append(CancelTask(task.ref, task.attempt, task.executor))
+                self._release(task, TaskState.DONE)
+            else:
+                task.become(TaskState.DONE)
+        job.revision += 1
+        stage.become(StageState.EXPANDING)
 
     def _executor_joined(self, executor_id: str, pool: str, slots: int) -> None:
         known = self._view.executors.get(executor_id)

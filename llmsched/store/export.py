@@ -125,7 +125,7 @@ def _tasks(stage: StageRecord) -> Iterator[dict[str, Any]]:
     for result, tool in zip(stage.results, tools, strict=True):
         if stage.kind is StageKind.LLM:
             # A trace knows no call without output; an engine that reports no usage leaves 0 here.
-            yield {
+            yield ({} if tool is None else {"tool": tool}) | {
                 "prompt_tokens": result.prompt_tokens,
                 "output_tokens": max(1, result.output_tokens),
                 "measured_s": result.duration,

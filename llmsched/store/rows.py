@@ -116,6 +116,7 @@ def update_row(update: JobUpdate) -> Row:
         update.status.value,
         update.started_at,
         update.finished_at,
+        _optional(update.off_profile),
         _optional(update.error),
         _optional(update.result),
         update.id,

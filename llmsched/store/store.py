@@ -75,7 +75,10 @@ _UPDATE = (
     .where(jobs.c.id == bindparam("job"))
     .values(
         status=bindparam("status"),
-        **{c: func.coalesce(bindparam(c), jobs.c[c]) for c in ("started_at", "finished_at", "error", "result")},
+        **{
+            c: func.coalesce(bindparam(c), jobs.c[c])
+            for c in ("started_at", "finished_at", "error", "result", "off_profile")
+        },
     )
 )
 _PURGE = delete(jobs).where(jobs.c.id == bindparam("job"))

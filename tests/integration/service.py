@@ -39,6 +39,7 @@ from llmsched.config import Settings
 from llmsched.gateway.app import create_app
 from llmsched.gateway.context import Context
 from llmsched.runtime.emulator import EmulatedEngine, emulated
+from llmsched.runtime.emulator.answers import Answer
 from llmsched.workloads.generator import generate
 
 #: Every process of a service inherits this variable, and is found by it wherever it has moved to.
@@ -362,17 +363,19 @@ async def in_process_service(
     speed: float = 1000.0,
     max_batch: int = 16,
     max_model_len: int = 32_768,
+    answer: Answer | None = None,
     store: str | None = None,
     **settings: Any,
 ) -> AsyncIterator[InProcessService]:
     """The service in this event loop, with `emulate` engines in it too, all healthy when the block begins.
 
-    store: a store's URL (default: a SQLite file in `folder`). settings: see `Settings`.
+    store: a store's URL (default: a SQLite file in `folder`). answer: what the model says; None: filler. settings: see
+    `Settings`.
     """
     async with AsyncExitStack() as stack:
         fleet = [
             await stack.enter_async_context(
-                emulated(speed=speed, max_batch=max_batch, max_model_len=max_model_len, seed=k)
+                emulated(speed=speed, max_batch=max_batch, max_model_len=max_model_len, seed=k, answer=answer)
             )
             for k in range(emulate)
         ]

@@ -327,12 +327,152 @@ def test_what_is_installed_is_listed(nowhere: Cli) -> None:
     assert "sjf" in nowhere.ok("policies").out
 
 
+# --------------------------------------------------------------------------------------- looking into applications
+
+
+def test_an_application_is_looked_into(nowhere: Cli, tmp_path: Path) -> None:
+    said = nowhere.ok("apps", "check", str(EXAMPLE)).out
+    for line in ("●    draft   llm", "╰─┤", "  ■  report  regular  calls echo"):
+        assert f"\n{line}\n" in said
+    assert "runs: on inputs and recordings" in said
+    assert "needs: handler echo, for report: registered here" in said
+    assert "warning: no `expected` for draft, polish, report" in said
+
+    looped = nowhere.ok("apps", "check", "code_generation").out
+    assert "reflect_1 … reflect_4" in looped
+    assert "\nloop repair: at most 4 rounds" in looped
+    assert "reflect_1" not in nowhere.ok("apps", "check", "code_generation", "--mermaid", "--fold").out
+
+
+def test_what_is_found_is_there_for_programs(nowhere: Cli) -> None:
+    report = nowhere.ok("apps", "check", str(EXAMPLE), "--json").json
+    assert {k: report[k] for k in ("name", "executable", "recordings_only_because", "handlers", "variables")} == {
+        "name": "summarize",
+        "executable": True,
+        "recordings_only_because": None,
+        "handlers": [{"name": "echo", "stages": ["report"], "registered": True}],
+        "variables": [
+            {
+                "stage": stage,
+                "role": "llm",
+                "measures": "output tokens of all its tasks; 0: it does not run",
+                "pools": ["llm"],
+            }
+            for stage in ("draft", "polish")
+        ]
+        + [{"stage": "report", "role": "regular", "measures": "whether it runs", "pools": ["cpu"]}],
+    }
+    assert [(s["name"], s["after"]) for s in report["stages"]] == [
+        ("draft", []),
+        ("polish", ["draft"]),
+        ("report", ["draft", "polish"]),
+    ]
+    assert report["warnings"] == [
+        {
+            "stage": None,
+            "text": "no `expected` for draft, polish, report: until 10 jobs are learned from, their work counts as 0",
+        }
+    ]
+
+
+def test_a_graph_is_drawn_into_a_file_or_printed_as_mermaid(nowhere: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "graph.svg"
+    said = nowhere.ok("apps", "check", "web_search", "--svg", str(file), "--fold", "--mermaid")
+    assert said.err == f"the graph is drawn in {file}\n"
+    assert file.read_text().startswith("<svg ")
+    assert said.out.startswith("flowchart TD\n")
+    assert "runs:" not in said.out
+
+
+def test_handlers_of_an_application_need_not_be_there(nowhere: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"name": "a", "stages": [{"name": "s", "kind": "regular", "handler": "fold_laundry"}]}))
+    said = nowhere.ok("apps", "check", str(file)).out
+    assert "needs: handler fold_laundry, for s: not registered here" in said
+    assert "warning: stage 's' calls handler 'fold_laundry', which is not registered here" in said
+
+
+def test_an_application_that_runs_recordings_only_says_why(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "recorded.json"
+    file.write_text(json.dumps({"name": "recorded", "stages": [{"name": "s", "kind": "llm"}]}))
+    assert "runs: recordings only: stage 's' has no prompt" in cli.ok("apps", "check", str(file)).out
+    cli.ok("apps", "--put", str(file))
+    assert "'recorded' runs recordings only (stage 's' has no" in cli.refused("submit", "recorded", "--input", "1")
+
+
+def test_an_application_of_a_service_is_looked_into(cli: Cli, service: RunningService, tmp_path: Path) -> None:
+    cli.ok("apps", "--put", a_template(tmp_path, "tired"))
+    assert "needs: handler sleep, for s: registered here" in cli.ok("apps", "check", "tired", "--url", service.url).out
+    assert "'tierd'" in cli.refused("apps", "check", "tierd", "--url", service.url)
+
+
+def test_handlers_are_listed(nowhere: Cli, cli: Cli, service: RunningService) -> None:
+    here = {
+        row["name"]: row
+        for row in nowhere.ok("handlers", "--json", "--handlers", "tests.integration.worker_handlers").json
+    }
+    assert here["sleep"] | {"schema": None} == {
+        "name": "sleep",
+        "kind": "python",
+        "where": "llmsched.runtime.handlers:sleep",
+        "description": "Does nothing for `seconds`.",
+        "schema": None,
+    }
+    assert any(row["where"].startswith("tests.integration.worker_handlers:") for row in here.values())
+    there = {row["name"]: row for row in cli.ok("handlers", "--url", service.url, "--json").json}
+    assert there["sleep"] == {k: v for k, v in here["sleep"].items() if k != "where"}
+    assert "Returns its arguments." in cli.ok("handlers", "--url", service.url).out
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "name: a\nstages:\n  - name: s\n    kind: llm\n    prompt: |\n      A\n      {{ inp }}\n      {{ x. }}\n",
+            ", line 8: application 'a', stage 's', prompt, line 3: expected name or number",
+        ),
+        (
+            "name: a\nstages:\n- loop: l\n  max_iterations: 2\n  stages:\n  - name: s\n    kind: llm\n    when: inpt\n",
+            ", line 8: application 'a', stage 's_0', when: unknown variable 'inpt'; did you mean 'input'? known: ",
+        ),
+        (
+            "name: a\nstages:\n- {name: r, kind: llm}\n- {name: s, kind: llm, aftr: [r]}\n",
+            ", line 4: application 'a', stage 's': unknown key 'aftr'; did you mean 'after'? known: ",
+        ),
+        ("name: a\nstages:\n- {name: s, after: [s}\n", ", line 3, column 22: "),
+        ("name: a\n", ": application 'a' has no stages; give it at least one"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(text: str, sentence: str, nowhere: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    assert nowhere.refused("apps", "check", str(file)).startswith(f"{file}{sentence}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("apps", "check", "web_serch"), "unknown application 'web_serch'; did you mean 'web_search'?"),
+        (("apps", "check", "/nope.yaml"), "/nope.yaml cannot be read: No such file or directory"),
+        (("apps", "--json", "check", "web_search"), "options of apps check stand behind it"),
+        (
+            ("apps", "check", "web_search", "--svg", "/nope/x.svg"),
+            "--svg '/nope/x.svg' cannot be written: No such file",
+        ),
+        (("apps", "check", "web_search", "--handlers", "nope"), "module of handlers 'nope' cannot be imported"),
+        (("handlers", "--config", "/nope.toml"), "config is '/nope.toml', which cannot be read"),
+    ],
+)
+def test_what_cannot_be_looked_into_gets_one_sentence(arguments: tuple[str, ...], why: str, nowhere: Cli) -> None:
+    assert why in nowhere.refused(*arguments)
+
+
 def test_help_names_every_command_and_hides_what_does_not_exist_yet(nowhere: Cli) -> None:
     text = nowhere.ok("--help").out
     commands = {line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()}
     assert commands == {
         *("serve", "emulate", "submit", "jobs", "show", "watch", "cancel"),
-        *("engines", "apps", "policies", "export", "replay", "demo", "fit", "simulate", "train"),
+        *("engines", "apps", "handlers", "policies", "export", "run", "replay", "demo", "fit", "simulate", "train"),
     }
     for command in commands:
         assert f"Usage: llmsched {command} " in nowhere.ok(command, "--help").out
@@ -361,7 +501,7 @@ def test_the_version_is_printed(nowhere: Cli) -> None:
         (("submit", "web_search", "--input", "@/nope"), "--input @/nope cannot be read: No such file or directory"),
         (("submit", "web_search"), "a job needs either --input or --recording: JSON, @FILE, or @- for standard input"),
         (("submit", "web_search", "--input", "1", "--recording", "{}"), "a job needs either --input or --recording"),
-        (("submit", "web_search", "--input", "1"), "'web_search' runs recordings only"),
+        (("submit", "web_search", "--input", "1"), "input is not what 'web_search' takes: 1 is not of type 'object'"),
         (("submit", "web_search", "--recording", "{}"), "app"),
         (("submit", "web_search", "--input", "{}", "--class", "urgent"), "class: "),
         (("show", "job_nope"), "there is no job 'job_nope'; GET /v1/jobs lists those there are"),
@@ -482,3 +622,55 @@ def test_ctrl_c_ends_the_service_in_order(tmp_path: Path) -> None:
     assert process.wait(30) == 0
     assert "Traceback" not in rest
     process.stderr.close()
+
+
+# --------------------------------------------------------------------------------------------------------- run
+
+
+def test_run_scores_an_application_on_its_examples_with_a_service_of_its_own(nowhere: Cli) -> None:
+    said = nowhere.ok("run", "web_search", "--limit", "3", "--json")
+
+    shown = said.json
+    assert (shown["application"], shown["mean_score"], len(shown["jobs"])) == ("web_search", 1.0, 3)
+    assert all(job["status"] == "completed" and job["llm_calls"] > 0 and job["result"] for job in shown["jobs"])
+    assert "answers from the application's script" in said.err
+
+
+def test_run_asks_the_service_it_is_given_and_fails_with_its_jobs(
+    nowhere: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "script.yaml"
+    script.write_text(
+        "- {match: 'Action 1', json: {action: finish, argument: Rhine}}\n- {match: Question, answer: Hm}\n"
+    )
+    (tmp_path / "service").mkdir()
+    with asyncio.Runner() as runner:
+        started = running_service(tmp_path / "service", emulate=1, speed=500, script=str(script), api_keys=f"ann:{KEY}")
+        running = runner.run(started.__aenter__())
+        try:
+            monkeypatch.setenv("LLMSCHED_API_KEY", KEY)
+            told = nowhere("run", "web_search", "--limit", "2", "--url", running.url)
+            refused = nowhere("run", "sequence_sorting", "--limit", "1", "--url", running.url)
+        finally:
+            runner.run(started.__aexit__(None, None, None))
+
+    assert told.status == 0
+    assert [line.split()[:3] for line in told.out.splitlines() if line.strip().startswith("own-")] == [
+        ["own-1", "completed", "1.00"],
+        ["own-2", "completed", "0.00"],
+    ]
+    assert "mean score 0.500 over 2 jobs" in told.out
+    assert refused.status == 1
+    assert "the script has no answer" in refused.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("run", "web_serch"), "unknown application with a dataset 'web_serch'; did you mean 'web_search'?"),
+        (("run", "web_search", "--data", "/nope.json"), "/nope.json"),
+        (("run", "sequence_sorting", "--data", str(EXAMPLE)), "line 1 has the columns"),
+    ],
+)
+def test_run_says_what_is_wrong_in_one_sentence(nowhere: Cli, arguments: tuple[str, ...], sentence: str) -> None:
+    assert sentence in nowhere.refused(*arguments)

@@ -931,7 +931,7 @@ async def test_json_may_name_its_charset(service: InProcessService) -> None:
         ({"application": "x" * 65, "input": 1}, "application", "at most 64"),
         ({"application": "code_generatoin", "input": 1}, "application", "did you mean 'code_generation'?"),
         ({"application": "\x00", "input": 1}, "application", "unknown application '\\x00'"),
-        ({"application": "code_generation", "input": 1}, "input", "submit a 'recording'"),
+        ({"application": "code_generation", "input": 1}, "input", "is not what 'code_generation' takes"),
         ({"application": "code_generation"}, "input", "needs an input or a recording"),
         ({"application": "code_generation", "recording": None}, "input", "needs an input or a recording"),
         (JOB | {"input": None}, "recording", "not both"),
@@ -963,6 +963,16 @@ async def test_a_bad_job_is_refused_with_field_and_way_out(
     problem = a_problem(await service.post("/v1/jobs", json=body), 422)
     assert (problem["field"], says in problem["detail"]) == (field, True), problem
     assert await stored(service) == before
+
+
+async def test_an_application_without_prompts_takes_recordings_only(service: InProcessService) -> None:
+    stages = [{"name": "think", "kind": "llm", "expected": {"output_tokens": 9}}]
+    assert (await service.put("/v1/applications/recorded", json={"stages": stages})).status_code == 200
+
+    problem = a_problem(await service.post("/v1/jobs", json={"application": "recorded", "input": 1}), 422)
+
+    assert problem["field"] == "input"
+    assert "runs recordings only (stage 'think' has no prompt or handler); submit a 'recording'" in problem["detail"]
 
 
 async def test_an_input_must_be_what_the_application_says(tmp_path: Path) -> None:

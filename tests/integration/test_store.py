@@ -147,10 +147,12 @@ async def test_stages_and_events_come_back_in_order(store: Store) -> None:
 async def test_an_update_leaves_alone_what_it_does_not_name(store: Store) -> None:
     await fill(store, [job(1), job(2)])
     await store.write(Writes(updates=[JobUpdate("job_1", JobStatus.RUNNING, started_at=3.0)]))
+    await store.write(Writes(updates=[JobUpdate("job_1", JobStatus.RUNNING, off_profile=("a longer plan",))]))
     late = JobUpdate("job_1", JobStatus.FAILED, finished_at=4.0, result={"a": 1}, error="why")
     await store.write(Writes(updates=[late]))
 
-    changed = job(1, status=JobStatus.FAILED, started_at=3.0, finished_at=4.0, result={"a": 1}, error="why")
+    told = {"result": {"a": 1}, "error": "why", "off_profile": ("a longer plan",)}
+    changed = job(1, status=JobStatus.FAILED, started_at=3.0, finished_at=4.0, **told)
     assert [await store.job("job_1"), await store.job("job_2")] == [changed, job(2)]
 
 

@@ -186,6 +186,48 @@ async def test_arguments_that_are_not_json_are_refused(pool: WorkerPool) -> None
         assert message.startswith("the handler's arguments are not JSON: ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "arguments is not what handler 'add_up' takes: 'numbers' is a required property"),
+        (
+            {"numbers": [1, 2, "three"]},
+            "arguments.numbers[2] is not what handler 'add_up' takes: 'three' is not of type 'integer'",
+        ),
+        (
+            {"numbers": [], "text": "x" * 1_000_000},
+            f"arguments.text is not what handler 'add_up' takes: '{'x' * 37}...{'x' * 38}' is too long",
+        ),
+        (
+            {"numbers": [], "x": 1},
+            "arguments is not what handler 'add_up' takes: Additional properties are not allowed ('x' was unexpected)",
+        ),
+        (
+            {"numbers": [*range(10_000), None]},
+            "arguments.numbers[10000] is not what handler 'add_up' takes: None is not of type 'integer'",
+        ),
+    ],
+    ids=["missing", "wrong", "long", "unknown", "many"],
+)
+async def test_arguments_that_break_the_schema_are_refused(
+    pool: WorkerPool, arguments: dict[str, Any], message: str
+) -> None:
+    assert await failure(pool.run(task("add_up", **arguments))) == ("bad_arguments", False, message)
+    assert await pool.run(task("add_up", numbers=[1, 2])) == 3
+
+
+async def test_the_event_loop_stays_free_while_many_arguments_are_checked(pool: WorkerPool) -> None:
+    """200,000 values take about a second; the loop must not notice."""
+    longest, last = 0.0, time.monotonic()
+    running = asyncio.create_task(pool.run(task("add_up", numbers=[1] * 200_000)))
+    began = time.monotonic()
+    while not running.done():
+        await asyncio.sleep(0.001)
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+    assert await running == 200_000
+    assert longest < (time.monotonic() - began) / 2
+
+
 @pytest.mark.parametrize("kind", ["set", "nan", "surrogate", "bytes", "nest"])
 async def test_a_result_that_is_not_json_is_refused(pool: WorkerPool, kind: str) -> None:
     reason, retryable, message = await failure(pool.run(task("return_what_json_cannot_say", kind=kind)))
@@ -339,6 +381,32 @@ async def test_what_a_crashed_handler_had_started_dies_with_it(processes: OpenPo
     running = pool.run(task("start_a_program", pid_file=str(tmp_path / "pid"), crash=True))
     assert (await failure(running))[0] == "worker_died"
     assert is_gone(await pid_in(tmp_path / "pid"))
+
+
+async def test_what_a_fork_of_the_handler_says_is_never_an_answer(processes: OpenPool) -> None:
+    pool = await processes()
+    answers = [await pool.run(task("fork")), await pool.run(task("fork")), await pool.run(task("add", a=1, b=1))]
+    assert answers == ["parent", "parent", 2]
+
+
+async def test_children_of_children_die_with_a_crashed_handler(processes: OpenPool, tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    pool = await processes()
+    assert (await failure(pool.run(task("fork_children", pid_file=str(tmp_path / "pid")))))[0] == "worker_died"
+    assert is_gone(await pid_in(tmp_path / "pid"))
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+async def test_a_handler_may_print_megabytes(processes: OpenPool) -> None:
+    assert await (await processes()).run(task("print_much", kilobytes=3000)) == 3000
+
+
+async def test_a_result_of_many_megabytes_costs_an_error_and_nothing_else(processes: OpenPool) -> None:
+    pool = await processes()
+    pid = await pid_of(pool)
+    error = await failure(pool.run(task("return_much", bytes=50_000_000)))
+    assert error == ("too_large", False, "the handler's result has 50000002 bytes and may have 1048576")
+    assert await pid_of(pool) == pid
 
 
 async def test_a_worker_killed_while_idle_is_replaced_unnoticed(processes: OpenPool) -> None:

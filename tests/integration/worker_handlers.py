@@ -76,6 +76,18 @@ def run_out_of_memory(arguments: dict[str, Any]) -> NoReturn:
     raise MemoryError
 
 
+@handler(
+    schema={
+        "type": "object",
+        "properties": {"numbers": {"type": "array", "items": {"type": "integer"}}, "text": {"maxLength": 9}},
+        "required": ["numbers"],
+        "additionalProperties": False,
+    }
+)
+def add_up(arguments: dict[str, Any]) -> int:
+    return sum(arguments["numbers"])
+
+
 # ------------------------------------------------------------------------- what only a process survives
 
 
@@ -154,6 +166,34 @@ def look_around(arguments: dict[str, Any]) -> dict[str, Any]:
     numbers = [int(name) for name in os.listdir("/proc/self/fd")]
     links = {n: os.readlink(f"/proc/self/fd/{n}") for n in numbers if Path(f"/proc/self/fd/{n}").exists()}
     return {"descriptors": links, "environment": dict(os.environ), "stdin": sys.stdin.read()}
+
+
+@handler
+def print_much(arguments: dict[str, Any]) -> int:
+    for _ in range(arguments["kilobytes"]):
+        print("x" * 1023)
+    return int(arguments["kilobytes"])
+
+
+@handler
+def fork(arguments: dict[str, Any]) -> str:
+    """Goes on twice, in a parent and a child, and only the parent may be heard."""
+    child = os.fork()
+    if not child:
+        return "child"
+    os.waitid(os.P_PID, child, os.WEXITED)
+    return "parent"
+
+
+@handler
+def fork_children(arguments: dict[str, Any]) -> str:
+    """Children that have children, all of which would stay."""
+    if not os.fork():
+        for _ in range(3):
+            os.fork()
+        time.sleep(600)
+    _leave_word(arguments)
+    os._exit(3)
 
 
 @handler

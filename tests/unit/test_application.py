@@ -79,6 +79,25 @@ def test_stages_in_a_topological_order_keep_it() -> None:
     assert [s.name for s in app(llm("a"), llm("b", "a"), llm("c"), llm("d", "b")).stages] == ["a", "b", "c", "d"]
 
 
+def test_a_candidate_may_say_how_its_stages_run() -> None:
+    how = {"prompt": "p", "system": "s", "max_tokens": 5, "sampling": {"top_p": 1}, "response_format": {"type": "text"}}
+    candidates = [
+        {"name": "ask", "kind": "llm", **how},
+        {"name": "call", "handler": "f", "arguments": {"x": 1}},
+        {"name": "bare", "handler": "f", "arguments": {}},
+        {"name": "null", "handler": "f", "arguments": None},
+    ]
+    tools = app(llm("plan"), dynamic(candidates=candidates, off_profile=True, fallback="g"))["tools"]
+
+    assert tools.candidates == (
+        Candidate("ask", StageKind.LLM, "llm", **how),
+        Candidate("call", handler="f", arguments={"x": 1}),
+        Candidate("bare", handler="f", arguments={}),
+        Candidate("null", handler="f", arguments=None),
+    )
+    assert (tools.off_profile, tools.fallback) == (True, "g")
+
+
 def test_null_counts_as_absent() -> None:
     application = app(llm("plan", timeout=None, tasks=None, pool=None, expected=None), dynamic(edges=None))
 
@@ -256,7 +275,8 @@ NO_PLANNER = (
 
 STAGE_KEYS = (
     "name, kind, model, pool, expected, tasks, after, max_tasks, retries, timeout, planner, candidates, edges,"
-    " max_stages, when, for_each, prompt, system, max_tokens, sampling, response_format, handler, arguments"
+    " max_stages, off_profile, fallback, when, for_each, prompt, system, max_tokens, sampling, response_format,"
+    " handler, arguments"
 )
 
 MISTAKES: dict[str, tuple[list[object], str]] = {
@@ -487,7 +507,31 @@ MISTAKES: dict[str, tuple[list[object], str]] = {
     "unknown key of a candidate": (
         [llm("plan"), dynamic(candidates=[{"name": "search", "inputs": ["text"]}])],
         "application 'a', stage 'tools', candidates[0] 'search': unknown key 'inputs'; did you mean 'input'?"
-        " known: name, kind, pool, handler, input, output",
+        " known: name, kind, pool, handler, input, output,"
+        " prompt, system, max_tokens, sampling, response_format, arguments",
+    ),
+    "prompt of a regular candidate": (
+        [llm("plan"), dynamic(candidates=[{"name": "search", "prompt": "x"}])],
+        "application 'a', stage 'tools', candidates[0] 'search' is of kind regular, which has no prompt;"
+        " leave it out or change the kind",
+    ),
+    "arguments of an llm candidate": (
+        [llm("plan"), dynamic(candidates=[{"name": "ask", "kind": "llm", "arguments": {"x": 1}}])],
+        "application 'a', stage 'tools', candidates[0] 'ask' is of kind llm, which has no arguments;"
+        " leave it out or change the kind",
+    ),
+    "fallback that nothing falls back to": (
+        [llm("plan"), dynamic(fallback="f")],
+        "application 'a', stage 'tools': fallback 'f' is for plans that leave the candidates, which are refused here;"
+        " say off_profile: true, or leave it out",
+    ),
+    "off_profile that is no truth": (
+        [llm("plan"), dynamic(off_profile="yes")],
+        "application 'a', stage 'tools': off_profile is 'yes'; it must be true or false",
+    ),
+    "off_profile of another kind": (
+        [llm("x", off_profile=True)],
+        "application 'a', stage 'x': only a dynamic stage has off_profile or a fallback",
     ),
     "edge outside the set": (
         [llm("plan"), dynamic(edges=[["search", "weather"]])],
@@ -711,8 +755,10 @@ def test_task_automation_chooses_from_both_domains() -> None:
     tools = installed_applications()["task_automation"]["tools"]
 
     assert len(tools.candidates) == 23 + 40 - 3  # three tools are in both domains
-    assert Candidate("Image Editing", input=("text", "image"), output=("image",)) in tools.candidates
-    assert Candidate("Image Search (by Image)", input=("image",), output=("image",)) in tools.candidates
+    types = {c.name: (c.input, c.output) for c in tools.candidates}
+    assert types["Image Editing"] == (("text", "image"), ("image",))
+    assert types["Image Search (by Image)"] == (("image",), ("image",))
+    assert types["Audio Splicer"] == (("audio", "audio"), ("audio",))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from llmsched import config
 from llmsched.config import EngineSettings, Settings
 from llmsched.errors import InvalidSetting
+from llmsched.runtime.handlers import HttpTool
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,6 +96,141 @@ def test_lists_and_tables_in_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.worker_pools == {"browser": 2}
 
 
+# ------------------------------------------------------------------------------------------------------ tools
+
+WEATHER = """
+[tools.weather]
+url = "http://tools:9000/weather"
+description = "Weather of a city."
+timeout = 5
+retries = 0
+max_bytes = 2000
+headers = { "X-Team" = "a" }
+
+[tools.weather.schema]
+type = "object"
+required = ["city"]
+"""
+
+
+def test_a_tool_that_lives_elsewhere(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = {"type": "object", "required": ["city"]}
+    toml.write_text(WEATHER)
+    assert config.load(toml).http_tools() == [
+        HttpTool(
+            "weather",
+            "http://tools:9000/weather",
+            schema=schema,
+            description="Weather of a city.",
+            timeout=5.0,
+            retries=0,
+            headers={"X-Team": "a"},
+            max_bytes=2000,
+        )
+    ]
+    (tmp_path / "schema.json").write_text('{"type": "object", "required": ["city"]}')
+    (tmp_path / "headers").write_text("X-Key: sesame: open\n\n x-other:2\n")
+    (tmp_path / "token").write_text("sesame\n")
+    files = {"schema_file": "schema.json", "headers_file": "headers", "bearer_file": "token"}
+    tool = {"url": "http://a?key=sesame", "method": "GET", **{k: str(tmp_path / v) for k, v in files.items()}}
+    monkeypatch.setenv("LLMSCHED_TOOLS", json.dumps({"w": tool}))
+    settings = config.load(toml)
+    assert settings.http_tools() == [
+        HttpTool(
+            "w",
+            "http://a?key=sesame",
+            "GET",
+            schema=schema,
+            headers={"X-Key": "sesame: open", "x-other": "2", "Authorization": "Bearer sesame"},
+        )
+    ]
+    assert "sesame" not in repr((settings, settings.tools, settings.http_tools()))
+
+
+def test_the_tool_in_the_documentation_is_one(toml: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/handlers.md").read_text(), re.DOTALL)
+    toml.write_text(block)
+    settings = config.load(toml)
+    assert settings.worker_pools == {"http": 200}
+    assert [(name, tool.timeout, tool.bearer_file) for name, tool in settings.tools.items()] == [
+        ("weather", 20.0, Path("/run/secrets/weather"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('headers = {Authorization = "sesame"}', "{file}: tools.w.headers: Authorization is a secret; write it into a"),
+        (
+            'headers = {x-api-key = "sesame"}',
+            "{file}: tools.w.headers: x-api-key is a secret; write it into a file and",
+        ),
+        ('bearer = "sesame"', "unknown key of tools.w 'bearer'; did you mean 'bearer_file'?"),
+        ('token = "sesame"', "setting tools.w.token is a secret; write it into a file and name that as bearer_file"),
+        ("time_out = 3", "unknown key of tools.w 'time_out'; did you mean 'timeout'?"),
+        ("schem = {}", "unknown key of tools.w 'schem'; did you mean 'schema'?"),
+        (
+            'headers = {x = "sesame\\n"}',
+            "setting tools.w.headers: header 'x' must be a name with one line of printable",
+        ),
+        ('schema = {}\nschema_file = "f"', "setting tools.w: it has both a schema and a schema_file; leave one out"),
+        ('method = "PUT"', "setting tools.w.method is 'PUT': input should be 'POST' or 'GET'"),
+        ("retries = 11", "setting tools.w.retries is 11: input should be less than or equal to 10"),
+    ],
+)
+def test_a_tool_that_cannot_be_gets_one_sentence_and_keeps_its_secrets(line: str, why: str, toml: Path) -> None:
+    toml.write_text(f'[tools.w]\nurl = "http://a"\n{line}\n')
+    message = refusal(toml)
+    assert message.startswith(why.format(file=toml))
+    assert "sesame" not in message
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("tools:9000", "setting tools.w.url is 'tools:9000': a tool's URL looks like http://host:9000/path"),
+        ("ftp://a", "setting tools.w.url is 'ftp://a': a tool's URL looks like http://host:9000/path"),
+        ("http://a b/", "setting tools.w.url is 'http://a b/': a tool's URL looks like http://host:9000/path"),
+        ("http://a:99999/", "setting tools.w.url is 'http://a:99999/': port out of range 0-65535"),
+        ("http://me:sesame@a/", "setting tools.w.url: a tool's URL has no user name or password; write an Authorizat"),
+        ("http://a/?api_key=sesame", "{file}: tools.w.url: api_key is a secret; give it as LLMSCHED_TOOLS in the envi"),
+        ("http://a b/?q=sesame", "setting tools.w.url: a tool's URL looks like http://host:9000/path"),
+    ],
+)
+def test_a_url_of_a_tool_that_cannot_be_gets_one_sentence(url: str, why: str, toml: Path) -> None:
+    toml.write_text(f'[tools.w]\nurl = "{url}"\n')
+    message = refusal(toml)
+    assert message.startswith(why.format(file=toml))
+    assert "sesame" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "why"),
+    [
+        ("schema_file", "{", "tools.w.schema_file: {file} is no JSON: "),
+        ("schema_file", "[]", "tools.w.schema_file: {file} has no JSON object in it"),
+        ("headers_file", "X: 1\nsesame", "tools.w.headers_file: line 2 of {file} is no header; write Name: value"),
+        ("headers_file", "X Y: sesame", "tools.w.headers_file: line 1 of {file} is no header; write Name: value"),
+        ("headers_file", "X:", "tools.w.headers_file: line 1 of {file} is no header; write Name: value"),
+        ("bearer_file", "sesame open", "tools.w.bearer_file: {file} must have one token in it and nothing else"),
+        ("bearer_file", "", "tools.w.bearer_file: {file} must have one token in it and nothing else"),
+        ("bearer_file", None, "tools.w.bearer_file is '{file}', which cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_of_a_tool_that_cannot_be_gets_one_sentence(
+    key: str, text: str | None, why: str, toml: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    if text is not None:
+        file.write_text(text)
+    toml.write_text(f'[tools.w]\nurl = "http://a"\n{key} = "{file}"\n')
+    settings = config.load(toml)
+    with pytest.raises(InvalidSetting) as caught:
+        settings.http_tools()
+    assert str(caught.value).startswith(why.format(file=file))
+    assert "sesame" not in str(caught.value)
+
+
 # -------------------------------------------------------------------------------------------------- sentences
 
 
@@ -154,6 +292,11 @@ def test_a_file_that_cannot_be_gets_one_sentence(text: str, why: str, toml: Path
         ("ENGINES", '["http://a"', "setting engines is '[\"http://a\"': it is no valid JSON: unexpected end of data"),
         ("WORKER_POOLS", "gpu=2", "setting worker_pools is 'gpu=2': it must be a table from name to number, in the"),
         ("WORKER_POOLS", '{"a b": 2}', "is 'a b': a pool's name starts with a letter and has letters, digits and _"),
+        (
+            "TOOLS",
+            "weather",
+            "setting tools is 'weather': it must be a table from name to tool, in the environment JSON",
+        ),
         ("LAUNCH_ARGS", "'open", 'setting launch_args is "\'open": no closing quotation'),
         ("API_KEYS", "ann:12345678,bob", "entry 2 of api_keys is no API key; it must look like tenant:key with a"),
         ("API_KEYS", "ann:short", "entry 1 of api_keys is no API key; it must look like tenant:key with a key of"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -9,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from llmsched.errors import InvalidSetting, UnknownName
+from llmsched.apps import handler_modules
+from llmsched.errors import InvalidInput, InvalidSetting, UnknownName
+from llmsched.model.application import Application
 from llmsched.runtime.handlers import (
     Handler,
     HandlerRegistry,
+    HttpTool,
     TaskContext,
     bind,
     build_registry,
@@ -22,6 +29,7 @@ from llmsched.runtime.handlers import (
     handler,
     sleep,
 )
+from llmsched.runtime.live import check_templates
 
 CONTEXT = TaskContext("job_1", "search", 0, 1, "job_1/search/0")
 
@@ -90,6 +98,86 @@ async def test_sleep_returns_nothing() -> None:
     assert await sleep({"seconds": 0}) is None  # type: ignore[func-returns-value]
 
 
+# ------------------------------------------------------------------------------------------ schemas
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "objekt"}, "is no JSON Schema: $.type is 'objekt': 'objekt' is not valid under any of the given sch"),
+        ({"properties": {"a": 3}}, "is no JSON Schema: $.properties.a is 3: 3 is not of type 'object', 'boolean'"),
+        (
+            {"properties": {"a": {"pattern": "("}}},
+            "is no JSON Schema: $.properties.a.pattern is '(': '(' is not a 'reg",
+        ),
+        ({"$ref": "#/$defs/a"}, "refers to '#/$defs/a', which it does not have; write it out under $defs"),
+        ({"items": [], "$ref": 3}, "is no JSON Schema: "),
+        ({"anyOf": [{"$ref": "http://127.0.0.1:1/a.json"}]}, "refers to 'http://127.0.0.1:1/a.json', which it does"),
+        ({"const": {1}}, "is no JSON object: Object of type set is not JSON serializable"),
+        ({"const": float("nan")}, "is no JSON object: Out of range float values are not JSON compliant"),
+        (3, "is no JSON object: 'int' object is not iterable"),
+    ],
+)
+def test_a_schema_that_is_none_is_found_when_its_handler_is_registered(schema: Any, message: str) -> None:
+    registry = HandlerRegistry()
+    with pytest.raises(InvalidSetting) as caught:
+        registry.register("shout", shout, schema)
+    assert str(caught.value).startswith(f"the schema of handler 'shout' {message}")
+    assert len(registry) == 0
+
+
+def test_arguments_are_held_to_the_schema_and_its_references() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"tree": {"$ref": "#/$defs/tree"}, "example": {"const": {"$ref": "nowhere"}}},
+        "$defs": {"tree": {"type": "object", "additionalProperties": {"$ref": "#/$defs/tree"}}},
+    }
+    registry = HandlerRegistry()
+    registry.register("shout", shout, schema)
+    check = registry.check_of("shout")
+    assert check is not None
+    check({"tree": {"a": {"b": {}}}, "example": {"$ref": "nowhere"}})
+    with pytest.raises(InvalidInput) as caught:
+        check({"tree": {"a": {"b": 3}}})
+    assert str(caught.value) == "arguments.tree.a.b is not what handler 'shout' takes: 3 is not of type 'object'"
+    assert caught.value.field == "arguments.tree.a.b"
+    deep: dict[str, Any] = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    with pytest.raises(InvalidInput, match="the arguments of handler 'shout' cannot be checked: maximum recursion"):
+        check({"tree": deep})
+
+
+def test_a_number_beyond_floats_is_refused_and_no_bug() -> None:
+    registry = HandlerRegistry()
+    registry.register("shout", shout, {"properties": {"n": {"multipleOf": 0.1}}})
+    check = registry.check_of("shout")
+    assert check is not None
+    with pytest.raises(InvalidInput, match="cannot be checked: int too large to convert to float"):
+        check({"n": 10**400})
+
+
+def test_without_a_schema_everything_goes() -> None:
+    registry = HandlerRegistry()
+    registry.register("shout", shout)
+    assert registry.check_of("shout") is None
+
+
+def test_what_people_read_is_the_first_line_of_the_docstring() -> None:
+    def long(arguments: dict[str, Any]) -> None:
+        """Does this.
+
+        And that.
+        """
+
+    described = [Handler("a", long), Handler("b", shout), HttpTool("c", "http://a/", description="Far away.")]
+    assert [(h.kind, h.description) for h in described] == [
+        ("python", "Does this."),
+        ("python", ""),
+        ("http", "Far away."),
+    ]
+
+
 # ------------------------------------------------------------------------------------------ modules
 
 
@@ -127,6 +215,47 @@ def test_modules_of_the_configuration_are_loaded(write_module: WriteModule) -> N
     write_module("one", "def one(a): ...\nHANDLERS = {'one': one}\n")
     write_module("two", "def two(a): ...\nHANDLERS = {'two': two}\n")
     assert [h.name for h in build_registry(["one", "two"], installed=False)] == ["echo", "sleep", "one", "two"]
+
+
+def test_handlers_of_applications_come_before_those_of_the_configuration(write_module: WriteModule) -> None:
+    write_module("one", "def one(a): ...\nHANDLERS = {'one': one}\n")
+    write_module("two", "def two(a): ...\nHANDLERS = {'two': two}\n")
+    tool = HttpTool("far", "http://a/")
+    registry = build_registry(["two"], installed=False, applications=["one"], tools=[tool])
+    assert [h.name for h in registry] == ["echo", "sleep", "one", "two", "far"]
+
+
+def test_an_application_without_its_library_is_left_out(
+    write_module: WriteModule, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_module("needy", "import no_such_library\n")
+    write_module("one", "def one(a): ...\nHANDLERS = {'one': one}\n")
+    registry = build_registry(installed=False, applications=["needy", "one"])
+    assert [h.name for h in registry] == ["echo", "sleep", "one"]
+    assert caplog.messages == [
+        "handlers of an application are left out: module of handlers 'needy' cannot be imported: ModuleNotFoundError:"
+        " No module named 'no_such_library'"
+    ]
+
+
+@pytest.mark.parametrize("source", ["1 / 0", "import llmsched.no_such_module", "from llmsched import nothing", ""])
+def test_an_application_that_is_broken_is_told(write_module: WriteModule, source: str) -> None:
+    write_module("broken", source)
+    with pytest.raises(InvalidSetting, match="'broken'"):
+        build_registry(installed=False, applications=["broken"])
+
+
+def test_every_installed_application_has_its_handlers() -> None:
+    registry = build_registry(installed=False, applications=handler_modules())
+    names = {h.name.partition(".")[0] for h in registry} - {"echo", "sleep"}
+    assert names == {module.split(".")[-2] for module in handler_modules()}
+
+
+def test_a_worker_imports_nothing_that_is_slow() -> None:
+    slow = ["aiohttp", "asyncio", "httpx", "jsonschema", "logging", "pydantic"]
+    program = f"import sys, llmsched.runtime.worker_process; print([m for m in {slow} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -222,3 +351,38 @@ def test_the_context_goes_only_to_who_takes_it() -> None:
 
     taken = [bind(f)({"a": 1}, CONTEXT)[1] for f in (with_context, by_keyword, any_keyword, without, positional)]
     assert taken == [CONTEXT, CONTEXT, CONTEXT, 3, 4]
+
+
+# ------------------------------------------------------------------------------------------ the documentation
+
+
+def blocks(language: str) -> list[str]:
+    page = Path(__file__).parents[2] / "docs/handlers.md"
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_the_handlers_in_the_documentation_work(write_module: WriteModule) -> None:
+    (module,) = blocks("python")
+    write_module("my_handlers", module)
+    registry = build_registry(["my_handlers"], installed=False)
+    count, shorten, read, book = (registry.get(name) for name in ("count_words", "text.shorten", "read_page", "book"))
+    text = {"text": "one two three"}
+    assert bind(count.function)(text, CONTEXT) == 3
+    assert bind(shorten.function)({**text, "words": 2}, CONTEXT) == "one two"
+    assert bind(book.function)({"room": 7}, CONTEXT) == {"room": 7, "booking": "job_1/search/0"}
+    with pytest.raises(InvalidInput, match="which is no public address"):
+        asyncio.run(read.function({"url": "http://localhost/"}))
+    check = registry.check_of("text.shorten")
+    assert check is not None
+    with pytest.raises(InvalidInput) as caught:
+        check({**text, "words": "many"})
+    assert f"`{caught.value}`" in (Path(__file__).parents[2] / "docs/handlers.md").read_text()
+
+
+def test_the_applications_in_the_documentation_are_some(write_module: WriteModule) -> None:
+    write_module("my_handlers", blocks("python")[0])
+    registry = build_registry(["my_handlers"], installed=False, tools=[HttpTool("weather", "http://a/")])
+    for text in blocks("yaml"):
+        application = Application.parse(yaml.safe_load(text))
+        check_templates(application, registry)
+        assert application.is_executable

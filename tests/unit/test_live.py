@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+import yaml
 
 from llmsched.errors import InvalidApplication, InvalidInput, UnknownName
 from llmsched.model.application import Application
 from llmsched.model.kinds import StageKind
 from llmsched.model.prompt import PromptText, describe
+from llmsched.model.spec import MAX_ITERATIONS, MAX_STAGES, MAX_TASKS
 from llmsched.model.unfolding import Unfolded
+from llmsched.runtime import checking, metered, replies
 from llmsched.runtime.handlers import build_registry
 from llmsched.runtime.live import LiveScript, check_templates
+from llmsched.runtime.plans import read_plan
+from llmsched.runtime.replies import BadReply
 from llmsched.runtime.workers import WorkerTask
 
 REGISTRY = build_registry(installed=False)
+ROOT = Path(__file__).parents[2]
+#: Everything a definition may say.
+KEYS = """
+    name description input_schema stages result kind after when for_each tasks max_tasks retries timeout pool model
+    prompt system max_tokens sampling response_format handler arguments expected planner candidates edges max_stages
+    off_profile fallback loop max_iterations first while continues input output probability prompt_tokens
+    output_tokens duration
+"""
 
 
 def an_application(*stages: dict[str, Any], **top: Any) -> Application:
@@ -344,7 +360,7 @@ def test_a_dynamic_stage_is_skipped_with_its_planner() -> None:
         ([{"name": "search", "arguments": [1]}], "stage 'search': arguments is [1], it must be an object"),
         ([{"name": "rm"}], "uses 'rm' (stage 'tools.rm'), which is not one of its candidates: search, sum, ask"),
         ([{"name": "search", "after": ["nope"]}], "unknown parent 'tools.nope' in 'after'"),
-        ([{"name": "search"}, {"name": "search"}], "has two stages named 'tools.search'"),
+        ([{"name": "search"}, {"name": "search"}], "has two stages named 'search'; names must differ"),
         (
             [
                 {"name": "a", "candidate": "sum", "after": ["b"]},
@@ -357,6 +373,10 @@ def test_a_dynamic_stage_is_skipped_with_its_planner() -> None:
             "connects 'search' to 'search', which is not one of its edges",
         ),
         ([{"name": f"s{k}", "candidate": "sum"} for k in range(4)], "has 4 stages, at most 3 are allowed"),
+        (
+            [{"name": "why", "candidate": "ask", "arguments": {"question": "?"}}],
+            "stage 'why': 'ask' is asked arguments.prompt, which is None; it must be a text",
+        ),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused_in_one_sentence(plan: Any, why: str) -> None:
@@ -367,11 +387,369 @@ def test_a_plan_that_cannot_run_is_refused_in_one_sentence(plan: Any, why: str) 
     assert "\n" not in str(error.value)
 
 
-def test_a_planned_llm_stage_needs_a_prompt() -> None:
-    live, unfold = planned([{"name": "ask", "arguments": {"question": "?"}}])
-    unfold()
-    with pytest.raises(InvalidInput, match=r"^stage 'tools.ask': the plan gives no text as arguments.prompt$"):
-        live.llm("tools.ask", 0)
+# ------------------------------------------------------------------------------------------------------ references
+
+CHAINED = (
+    llm("plan"),
+    {
+        "name": "tools",
+        "kind": "dynamic",
+        "after": ["plan"],
+        "planner": "plan",
+        "candidates": [{"name": "math", "handler": "echo"}, {"name": "ask", "kind": "llm"}],
+    },
+)
+
+
+def chained(*entries: dict[str, Any]) -> tuple[LiveScript, Unfolded]:
+    live = script(*CHAINED)
+    live.begin()
+    return live, live.complete("plan", [live.read("plan", 0, orjson.dumps({"stages": entries}).decode())])
+
+
+def math(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "candidate": "math", **more}
+
+
+def test_a_reference_waits_for_a_planned_stage_and_becomes_its_output() -> None:
+    live, unfolded = chained(
+        math("sum", arguments={"whole": "$1", "braced": "${a b}", "text": "$1 + ${a b}", "deep": [{"x": "$1"}]}),
+        math("1", arguments={"of": 7}),
+        math("a b", after=["1"]),
+    )
+    assert [(r.spec.name, r.spec.after) for r in unfolded.reveals[1:]] == [
+        ("tools.1", ()),
+        ("tools.a b", ("tools.1",)),
+        ("tools.sum", ("tools.1", "tools.a b")),
+    ]
+    live.complete("tools.1", [{"n": [1, None]}])
+    assert arguments(live, "tools.a b") == {"inputs": {"1": {"n": [1, None]}}}
+    live.complete("tools.a b", ["two"])
+    assert arguments(live, "tools.sum") == {
+        "whole": {"n": [1, None]},
+        "braced": "two",
+        "text": '{"n":[1,null]} + two',
+        "deep": [{"x": {"n": [1, None]}}],
+        "inputs": {"1": {"n": [1, None]}, "a b": "two"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        ("$1", "one"),
+        ("$1.", "one."),
+        ("($1)", "(one)"),
+        ("$1-$a.b", "one-dotted"),
+        ("$a.b.c", "dotted.c"),
+        ("$1, $1", "one, one"),
+        # no stage is called so
+        ("$10", "$10"),
+        ("$1.50", "$1.50"),
+        ("$1,000", "$1,000"),
+        ("$1st", "$1st"),
+        ("$", "$"),
+        ("${", "${"),
+        ("${nobody} $nobody", "${nobody} $nobody"),
+        ("$$1", "$one"),
+    ],
+)
+def test_a_name_without_braces_ends_where_its_characters_do(text: str, becomes: str) -> None:
+    live, _ = chained(math("1"), math("a.b"), math("last", after=["1", "a.b"], arguments={"x": text}))
+    live.complete("tools.1", ["one"])
+    live.complete("tools.a.b", ["dotted"])
+    assert arguments(live, "tools.last")["x"] == becomes
+
+
+def test_a_prompt_refers_to_outputs_and_is_given_the_others_below() -> None:
+    ask = {"name": "ask", "after": ["x", "y"], "arguments": {"prompt": "Is $x even?"}}
+    live, _ = chained(math("x"), math("y"), ask)
+    live.complete("tools.x", [4])
+    live.complete("tools.y", ["see"])
+    assert prompt(live, "tools.ask") == 'Is 4 even?\n\n{"y":"see"}'
+
+
+def test_a_prompt_that_is_a_reference_is_its_text() -> None:
+    live, _ = chained(math("x"), {"name": "ask", "arguments": {"prompt": "$x"}})
+    live.complete("tools.x", [{"a": 1}])
+    assert prompt(live, "tools.ask") == '{"a":1}'
+
+
+def test_what_a_reference_brings_is_not_looked_through_again() -> None:
+    live, _ = chained(math("x"), math("y"), math("z", arguments={"v": "$x!"}, after=["y"]))
+    live.complete("tools.x", ["$y"])
+    live.complete("tools.y", ["secret"])
+    assert arguments(live, "tools.z")["v"] == "$y!"
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [math("a", arguments={"x": "$b"}), math("b", arguments={"x": "after $a"})],
+        [math("a", arguments={"x": "$b"}), math("b", after=["a"])],
+        [math("a", arguments={"x": ["${a}"]})],
+    ],
+)
+def test_a_cycle_of_references_is_a_cycle(entries: list[dict[str, Any]]) -> None:
+    with pytest.raises(BadReply, match="the plan for 'tools' has a cycle: "):
+        chained(*entries)
+
+
+def test_a_reference_counts_as_an_edge() -> None:
+    live = script(CHAINED[0], CHAINED[1] | {"edges": [["ask", "math"]]})
+    live.begin()
+    plan = [math("a"), math("b", arguments={"x": "$a"})]
+    with pytest.raises(InvalidInput, match="connects 'math' to 'math', which is not one of its edges"):
+        live.complete("plan", [plan])
+
+
+# ------------------------------------------------------------------------------------------- templates of candidates
+
+
+def test_a_candidate_says_how_its_stages_are_asked() -> None:
+    candidates = [
+        {
+            "name": "ask",
+            "kind": "llm",
+            "prompt": "{{ input }}: {{ arguments.q }} of {{ inputs.first }} ({{ last }}, {{ stages.plan | length }})",
+            "system": "Be brief, {{ input }}.",
+            "max_tokens": 9,
+            "sampling": {"top_p": 0.5},
+            "response_format": {"type": "json_object"},
+        },
+        {"name": "calc", "handler": "echo", "arguments": {"all": "{{ inputs }}", "q": "={{ arguments.q }}", "n": 1}},
+        {"name": "bare", "handler": "echo", "arguments": {}},
+    ]
+    live = script(CHAINED[0], CHAINED[1] | {"candidates": candidates}, input="me")
+    live.begin()
+    plan = [
+        {"name": "first", "candidate": "calc", "arguments": {"q": 1}},
+        {"name": "second", "candidate": "ask", "after": ["first"], "arguments": {"q": "$first"}},
+        {"name": "third", "candidate": "calc", "after": ["second"], "arguments": {"q": "{{ x }}"}},
+        {"name": "fourth", "candidate": "bare", "after": ["third"], "arguments": {"q": 1}},
+    ]
+    specs = {r.spec.name: r.spec for r in live.complete("plan", [plan]).reveals}
+    assert specs["tools.second"].max_tokens == 9
+    assert arguments(live, "tools.first") == {"all": {}, "q": "=1", "n": 1}
+    live.complete("tools.first", [{"v": 2}])
+
+    request = live.llm("tools.second", 0)
+    assert request.messages == [
+        {"role": "system", "content": "Be brief, me."},
+        {"role": "user", "content": "me: {'v': 2} of {'v': 2} ({'v': 2}, 4)"},
+    ]
+    assert (request.max_tokens, request.extra) == (9, {"top_p": 0.5})
+    assert live.read("tools.second", 0, '{"a": 1}') == {"a": 1}
+    live.complete("tools.second", [{"a": 1}])
+    assert arguments(live, "tools.third") == {"all": {"second": {"a": 1}}, "q": "={{ x }}", "n": 1}
+    live.complete("tools.third", [3])
+    assert arguments(live, "tools.fourth") == {}
+    assert [live.tool(f"tools.{n}", 0) for n in ("first", "second")] == ["calc", "ask"]
+
+
+def test_a_candidate_sees_the_round_of_its_loop() -> None:
+    candidates = [{"name": "ask", "kind": "llm", "prompt": "{{ iteration }} {{ last }} {{ index }}"}]
+    inner = {"name": "do", "kind": "dynamic", "after": ["think"], "planner": "think", "candidates": candidates}
+    live = script({"loop": "again", "first": 1, "max_iterations": 2, "stages": [llm("think"), inner]})
+    live.begin()
+    live.complete("think_1", [[{"name": "ask"}]])
+    assert prompt(live, "do_1.ask") == "1 None 0"
+    live.complete("do_1.ask", ["x"])
+    live.complete("think_2", [[{"name": "ask"}]])
+    assert prompt(live, "do_2.ask") == "2 None 0"
+
+
+# -------------------------------------------------------------------------------------------------- bad replies
+
+ANSWER = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "answer",
+        "schema": {
+            "type": "object",
+            "properties": {"n": {"type": "integer"}, "of": {"type": "array", "items": {"type": "string"}}},
+            "required": ["n"],
+        },
+    },
+}
+
+
+def refusal(live: LiveScript, stage: str, text: str) -> tuple[str, bool]:
+    with pytest.raises(BadReply) as error:
+        live.read(stage, 0, text)
+    return str(error.value), error.value.can_repair
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ("Sure: 1", "stage 'a' must answer with JSON, but: "),
+        ('{"n": 1', "stage 'a' must answer with JSON, but: "),
+        ('{"n": "1"}', "stage 'a' must answer with JSON of its schema, but n is not: '1' is not of type 'integer'"),
+        ('{"n": 1, "of": ["x", 2]}', "stage 'a' must answer with JSON of its schema, but of[1] is not: 2 is not of "),
+        ("{}", "stage 'a' must answer with JSON of its schema, but it is not: 'n' is a required property"),
+        ("[]", "stage 'a' must answer with JSON of its schema, but it is not: [] is not of type 'object'"),
+    ],
+)
+def test_a_reply_is_held_against_its_schema(reply: str, why: str) -> None:
+    live = script(llm("a", response_format=ANSWER))
+    live.begin()
+    sentence, can_repair = refusal(live, "a", reply)
+    assert sentence.startswith(why)
+    assert can_repair
+
+
+def test_a_bad_reply_is_asked_for_again_once_with_what_is_wrong() -> None:
+    live = script(llm("a", response_format=ANSWER, tasks=2))
+    live.begin()
+    first = live.llm("a", 0)
+
+    why, _ = refusal(live, "a", "[1]" + " " * 5_000)
+    again = live.llm("a", 0)
+    assert first.messages is not None
+    assert again.messages == [
+        *first.messages,
+        {"role": "assistant", "content": "[1]" + " " * 3_997 + " …"},
+        {
+            "role": "user",
+            "content": f"That answer cannot be used: {why}.\n"
+            "Do the same task again and give the whole answer, corrected. Reply with the JSON only.",
+        },
+    ]
+    assert live.llm("a", 0) == again, "however often the task is tried"
+    assert live.llm("a", 1).messages == first.messages, "another task"
+
+    assert refusal(live, "a", "{}") == (
+        "stage 'a' must answer with JSON of its schema, but it is not: 'n' is a required property"
+        " (asked again, it still is no good)",
+        False,
+    )
+
+
+def test_a_good_reply_ends_the_matter() -> None:
+    live = script(llm("a", response_format=ANSWER))
+    live.begin()
+    assert refusal(live, "a", "")[1]
+    messages = live.llm("a", 0).messages
+    assert messages is not None
+    assert messages[1] == {"role": "assistant", "content": "(nothing)"}
+    assert live.read("a", 0, '{"n": 3}') == {"n": 3}
+    assert prompt(live, "a") == "do a"
+
+
+def test_a_stage_without_retries_is_not_asked_again() -> None:
+    live = script(llm("a", response_format=ANSWER, retries=0))
+    live.begin()
+    assert refusal(live, "a", "[]") == (
+        "stage 'a' must answer with JSON of its schema, but it is not: [] is not of type 'object'",
+        False,
+    )
+
+
+def test_a_bad_plan_is_a_bad_reply_and_is_told_in_the_end() -> None:
+    live = script(*CHAINED)
+    live.begin()
+    bad = '[{"name": "rm"}]'
+    why = "the plan for 'tools' uses 'rm' (stage 'tools.rm'), which is not one of its candidates: math, ask"
+    assert refusal(live, "plan", bad) == (why, True)
+    assert refusal(live, "plan", bad) == (
+        f"{why} (asked again, it still is no good); the plan was {bad}",
+        False,
+    )
+
+
+def test_a_plan_is_a_plan_and_fits_the_schema() -> None:
+    live = script(llm("plan", response_format=ANSWER), CHAINED[1])
+    live.begin()
+    assert "must answer with JSON of its schema" in refusal(live, "plan", "[]")[0]
+    assert "must be a list of stages" in refusal(live, "plan", '{"n": 1}')[0]
+
+
+def test_a_schema_that_refers_to_elsewhere_is_never_fetched() -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://127.0.0.1:1/x"}}}
+    live = script(llm("a", response_format=schema))
+    live.begin()
+    assert "cannot be held against its json_schema" in refusal(live, "a", "1")[0]
+
+
+@pytest.mark.parametrize(
+    ("response_format", "why"),
+    [
+        ({"type": "json_schema"}, "response_format of type json_schema must be {"),
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, "it has no schema there"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strng"}}},
+            "json_schema.schema.type is no JSON Schema: 'strng' is not valid under any of the given schemas",
+        ),
+    ],
+)
+def test_a_schema_that_is_none_is_found_at_registration(response_format: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidApplication) as error:
+        an_application(llm("a", response_format=response_format))
+    assert str(error.value).startswith("application 'app', stage 'a', response_format: ")
+    assert why in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------- off the profile
+
+
+def departing(**more: Any) -> LiveScript:
+    tools = PLANNED[1] | {"off_profile": True} | more
+    live = script(PLANNED[0], tools, PLANNED[2])
+    live.begin()
+    return live
+
+
+def test_a_plan_may_leave_what_its_stage_declares_where_that_is_allowed() -> None:
+    live = departing(fallback="echo")
+    plan = [
+        {"name": "search"},
+        {"name": "rm", "after": ["search"], "arguments": {"path": "$search"}},
+        {"name": "again", "candidate": "search", "after": ["search"]},
+        {"name": "more", "candidate": "sum"},
+    ]
+    assert live.off_profile == ()
+    unfolded = live.complete("plan", [live.read("plan", 0, orjson.dumps(plan).decode())])
+    assert shown(unfolded)[0] == [("tools", 0), *((f"tools.{n}", 1) for n in ("search", "rm", "again", "more"))]
+    assert live.off_profile == (
+        "the plan for 'tools' has 4 stages, at most 3 are allowed; plan fewer or raise max_stages",
+        "the plan for 'tools' uses 'rm' (stage 'tools.rm'), which is not one of its candidates: search, sum, ask",
+        "the plan for 'tools' connects 'search' to 'rm', which is not one of its edges",
+        "the plan for 'tools' connects 'search' to 'search', which is not one of its edges",
+    )
+    live.complete("tools.search", ["/x"])
+    work = live.work("tools.rm", 0)
+    assert isinstance(work, WorkerTask)
+    assert (work.handler, live.tool("tools.rm", 0)) == ("echo", "rm")
+    assert work.arguments == {"tool": "rm", "arguments": {"path": "/x"}, "inputs": {"search": "/x"}}
+    spec = unfolded.reveals[2].spec
+    assert (spec.kind, spec.pool, spec.candidate) == (StageKind.REGULAR, "cpu", "rm")
+
+
+def test_a_plan_that_could_leave_it_and_does_not_is_on_profile() -> None:
+    live = departing(fallback="echo")
+    live.complete("plan", [[{"name": "search"}]])
+    assert live.off_profile == ()
+
+
+@pytest.mark.parametrize(
+    ("plan", "fallback", "why"),
+    [
+        ([{"name": "rm"}], None, "which is not one of its candidates: search, sum, ask; there is no fallback handler"),
+        (
+            [{"name": "a", "candidate": "sum", "after": ["b"]}, {"name": "b", "candidate": "x", "after": ["a"]}],
+            "echo",
+            "has a cycle: ",
+        ),
+        ([{"name": "search", "after": ["nope"]}], "echo", "unknown parent 'tools.nope' in 'after'"),
+        ([{"name": f"s{k}", "candidate": "x"} for k in range(1_001)], "echo", "has 1001 stages, more than 1000 are"),
+    ],
+)
+def test_some_plans_never_run(plan: Any, fallback: str | None, why: str) -> None:
+    live = departing(fallback=fallback)
+    with pytest.raises(InvalidInput) as error:
+        live.complete("plan", [plan])
+    assert why in str(error.value)
 
 
 # ------------------------------------------------------------------------------------------- outputs and results
@@ -478,6 +856,118 @@ def test_templates_are_checked_before_anything_runs(stages: list[dict[str, Any]]
     assert why in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("stages", "top", "why"),
+    [
+        (
+            [llm("draft"), llm("b", "draft", prompt="{{ stages.drfat }}")],
+            {},
+            "stage 'b', prompt: unknown stage 'drfat'; did you mean 'draft'? known: draft, b",
+        ),
+        (
+            [llm("draft"), echo("b", "draft", arguments={"x": ["{{ stages['drfat'] }}"]})],
+            {},
+            "stage 'b', arguments: unknown stage 'drfat'; did you mean 'draft'?",
+        ),
+        ([llm("a")], {"result": "stages.b"}, "application 'app', result: unknown stage 'b'; known: a"),
+        (
+            [llm("a"), llm("b", prompt="{{ stages.a }}")],
+            {},
+            "stage 'b', prompt: it reads 'a', which need not be over by then; add 'a' to 'after', or ask first whether"
+            " it is there: 'a' in stages",
+        ),
+        ([llm("a", prompt="{{ stages.a }}")], {}, "stage 'a', prompt: it reads its own output ('a'), which is not"),
+        (
+            [llm("a"), llm("b", "a", when="stages.c"), llm("c", "b")],
+            {},
+            "stage 'b', when: it reads 'c', which need not be over by then",
+        ),
+        (
+            [*REPAIR[:3], llm("tell", "check", prompt="{{ stages.fix }}")],
+            {},
+            "stage 'tell', prompt: it reads 'fix', which need not be over by then; add 'repair' to 'after'",
+        ),
+        (
+            [*REPAIR[:3], llm("tell", "repair", prompt="{{ stages.fxi }}")],
+            {},
+            "unknown stage 'fxi'; did you mean 'fix'? known: code, check, fix, test, tell",
+        ),
+        (
+            [
+                llm("plan"),
+                llm("x"),
+                CHAINED[1] | {"candidates": [{"name": "q", "kind": "llm", "prompt": "{{ stages.x }}"}]},
+            ],
+            {},
+            "stage 'tools', candidate 'q', prompt: it reads 'x', which need not be over by then",
+        ),
+        (
+            [
+                llm("plan"),
+                CHAINED[1] | {"candidates": [{"name": "q", "handler": "echo", "arguments": {"a": "{{ argments }}"}}]},
+            ],
+            {},
+            "stage 'tools', candidate 'q', arguments: unknown variable 'argments'; did you mean 'arguments'?",
+        ),
+        ([llm("a", prompt="{{ arguments }}")], {}, "stage 'a', prompt: unknown variable 'arguments'"),
+        ([llm("a", arguments={"x": 1})], {}, "stage 'a' is of kind llm, which has no arguments; leave it out or"),
+        ([echo("a", prompt="x")], {}, "stage 'a' is of kind regular, which has no prompt; leave it out or change"),
+        (
+            [llm("plan"), CHAINED[1] | {"for_each": "input"}],
+            {},
+            "stage 'tools' is of kind dynamic, which has no for_each; leave it out or change the kind",
+        ),
+        (
+            [llm("plan"), CHAINED[1] | {"off_profile": True, "fallback": "ecko"}],
+            {},
+            "stage 'tools': unknown handler 'ecko'; did you mean 'echo'?",
+        ),
+        (
+            [llm("plan"), CHAINED[1] | {"candidates": [{"name": "q", "kind": "llm", "sampling": {"n": 2}}]}],
+            {},
+            "stage 'tools', candidate 'q', sampling: 'n' is set by llmsched; leave it out",
+        ),
+        ([llm("a", prompt="{{ " + "(" * 5_000)], {}, "stage 'a', prompt: it is nested too deeply; write it in smaller"),
+        ([llm("a", prompt="{{ " + "9" * 5_000 + " }}")], {}, "stage 'a', prompt: Exceeds the limit (4300 digits)"),
+        ([llm("a", prompt="x" * 1_000_001)], {}, "its templates have more than 1,000,000 characters; hand long texts"),
+        ([llm("a", prompt="{{input}}" * 7_000)], {}, "its templates have more than 20,000 words of code; compute in"),
+    ],
+)
+def test_what_cannot_be_read_is_found_at_registration(
+    stages: list[dict[str, Any]], top: dict[str, Any], why: str
+) -> None:
+    with pytest.raises((InvalidApplication, UnknownName)) as error:
+        an_application(*stages, **top)
+    assert why in str(error.value)
+
+
+def test_what_can_be_read_is_let_through() -> None:
+    candidate = {"name": "q", "kind": "llm", "prompt": "{{ stages.plan }} {{ stages['tools.x'] | default('') }}"}
+    an_application(
+        llm("first"),
+        llm("side"),
+        llm("plan", "first", prompt="{{ stages.get('side') }} {% if 'side' in stages %}{{ stages.side }}{% endif %}"),
+        CHAINED[1] | {"candidates": [candidate]},
+        {
+            "loop": "again",
+            "max_iterations": 2,
+            "after": ["tools"],
+            "while": "stages.first and (iteration == 0 or stages.test)",
+            "stages": [
+                llm("fix", prompt="{{ stages.fix if iteration else stages.first }} {{ stages['tools.x'] }}"),
+                echo("test", "fix", arguments={"all": "{{ stages.items() | list }}", "x": "{{ stages.fix }}"}),
+            ],
+        },
+        llm("end", "again", prompt="{{ stages.fix }} {{ stages.fix_0 }} {% set s = stages %}{{ s.anything }}"),
+        result="stages.side ~ stages.end",
+    )
+
+
+def test_a_padded_loop_is_checked_as_fast_as_one_round() -> None:
+    body = [llm(f"s{k}", prompt=f"{{{{ stages.s{k} if iteration }}}} {k}" + "{{ input }}" * 200) for k in range(10)]
+    an_application({"loop": "again", "max_iterations": 100, "stages": body})
+
+
 def test_a_loop_condition_is_checked_at_its_first_stage() -> None:
     loop = {"loop": "again", "max_iterations": 2, "while": "lst", "stages": [llm("a")]}
     with pytest.raises(InvalidApplication, match="stage 'a_0', when: unknown variable 'lst'; did you mean 'last'"):
@@ -521,6 +1011,15 @@ def test_prompts_are_described_while_somebody_asks() -> None:
     assert texts(live.complete("b", ["x", "y"])) == {"c": ()}, "it is no LLM stage"
 
 
+def test_describing_many_prompts_takes_no_longer_than_one_may() -> None:
+    long = "{% for i in range(99999) %}{% endfor %}long"
+    application = an_application(llm("a", tasks=4, prompt=long))
+    live = LiveScript("job_1", application, None, lambda: True)
+
+    assert texts(live.begin()) == {"a": (describe("long"), describe("long"), None, None)}
+    assert [prompt(live, "a", k) for k in range(4)] == ["long"] * 4
+
+
 def test_a_prompt_that_fails_has_no_text_and_fails_as_ever_when_it_is_due() -> None:
     live = LiveScript("job_1", an_application(llm("a", prompt="{{ input.nothing.at_all }}")), {}, lambda: True)
 
@@ -530,8 +1029,8 @@ def test_a_prompt_that_fails_has_no_text_and_fails_as_ever_when_it_is_due() -> N
 
 
 def test_a_planned_prompt_is_described_without_its_inputs() -> None:
-    plan = {"stages": [{"name": "x", "candidate": "ask", "arguments": {"prompt": "why?"}}, {"name": "ask"}]}
-    candidates = [{"name": "ask", "kind": "llm"}]
+    plan = {"stages": [{"name": "ask", "arguments": {"prompt": "why $x?"}}, {"name": "x", "candidate": "none"}]}
+    candidates = [{"name": "ask", "kind": "llm"}, {"name": "none", "kind": "llm", "prompt": "{{ input.nothing }}"}]
     application = an_application(
         llm("plan"), {"name": "do", "kind": "dynamic", "after": ["plan"], "planner": "plan", "candidates": candidates}
     )
@@ -540,4 +1039,50 @@ def test_a_planned_prompt_is_described_without_its_inputs() -> None:
 
     revealed = texts(live.complete("plan", [plan]))
 
-    assert revealed == {"do": (), "do.x": (describe("why?"),), "do.ask": (None,)}
+    assert revealed == {"do": (), "do.x": (None,), "do.ask": (describe("why $x?"),)}
+
+
+# -------------------------------------------------------------------------------------------------- documentation
+
+BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/templates.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_examples_in_the_documentation_can_be_registered(block: str) -> None:
+    content = yaml.safe_load(block)
+    if isinstance(content, list):
+        content = {"name": "example", "stages": content}
+    application = Application.parse(content)
+    registry = build_registry(installed=False)
+    for spec in application.stages:
+        for name in filter(None, (spec.handler, *(c.handler for c in spec.candidates))):
+            registry.register(name, print)
+    check_templates(application, registry)
+    assert application.is_executable
+
+
+def test_the_plan_in_the_documentation_is_one() -> None:
+    text = (ROOT / "docs/templates.md").read_text()
+    plan = re.search(r"```json\n(.*?)```", text, re.DOTALL)
+    assert plan is not None
+    stages = next(yaml.safe_load(b) for b in BLOCKS if "planner" in b)
+    tools = Application.parse({"name": "example", "stages": stages})["tools"]
+
+    assert [(s.name, s.after) for s in read_plan(tools, orjson.loads(plan[1])).specs] == [
+        ("tools.1", ()),
+        ("tools.2", ()),
+        ("tools.difference", ("tools.2", "tools.1")),
+    ]
+
+
+def test_every_key_is_documented() -> None:
+    text = (ROOT / "docs/templates.md").read_text()
+    assert [key for key in KEYS.split() if f"`{key}`" not in text] == []
+
+
+def test_the_limits_in_the_documentation_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/templates.md").read_text()
+    limits = (metered.MAX_TURNS, metered.MAX_SIZE, metered.MAX_WRITTEN, metered.MAX_BITS, metered.MAX_SLOW)
+    more = (checking.MAX_CHARACTERS, checking.MAX_TOKENS, replies.SHOWN, MAX_STAGES, MAX_TASKS, MAX_ITERATIONS)
+    assert [n for n in (*limits, *more) if f"{n:,}" not in text] == []
+    assert f"{metered.MAX_SECONDS:g} s" in text

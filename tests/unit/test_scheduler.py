@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -27,6 +28,8 @@ from llmsched.model.events import (
     Reveal,
     StageExpanded,
     StageFailed,
+    StagesRevealed,
+    StageWithdrawn,
     TaskFailed,
     TaskFinished,
     TaskRef,
@@ -884,3 +887,69 @@ def test_a_task_tells_its_story_when_it_is_asked_for_the_impossible(bench: Bench
         task.become(TaskState.RUNNING)
 
     assert str(caught.value) == "<task j/a[0] running, attempt 1, 0 failed, 0 lost, on e> cannot become running"
+
+
+# ----------------------------------------------------------------------------- stages that somebody else decides about
+
+
+CHAIN = application({"loop": "calls", "first": 1, "max_iterations": 3, "stages": [stage("call")]})
+
+
+def revealed(job: str, **stages: tuple[str, ...]) -> StagesRevealed:
+    """stages: with what they come after."""
+    specs = [replace(CHAIN[name], after=after) for name, after in stages.items()]
+    return StagesRevealed(job, tuple(Reveal(spec, (0,)) for spec in specs))
+
+
+def withdrawn(stage: str) -> StageWithdrawn:
+    return StageWithdrawn(*stage.split("/"), RESULT)
+
+
+def test_an_open_stage_holds_its_job_until_the_next_is_known_or_none_comes(bench: Bench) -> None:
+    assert bench.at(0, engine("e"), bench.submit("a", CHAIN)) == [run("a/call_1/0", "e")]
+    assert bench.at(1, done("a/call_1/0")) == []
+    assert bench.state("a/call_1") is StageState.EXPANDING
+    assert bench.at(2, revealed("a", call_2=("call_1",)), expanded("a/call_1")) == [run("a/call_2/0", "e")]
+    assert bench.at(3, done("a/call_2/0")) == []
+    assert bench.at(4, expanded("a/call_2", skipped=("call_3",))) == [completed("a")]
+
+
+def test_a_stage_revealed_beside_a_running_one_does_not_wait_for_it(bench: Bench) -> None:
+    bench.at(0, engine("e", 2), bench.submit("a", CHAIN))
+
+    assert bench.at(1, revealed("a", call_2=())) == [run("a/call_2/0", "e")]
+    assert bench.at(2, done("a/call_2/0"), expanded("a/call_2"), done("a/call_1/0")) == []
+    assert bench.at(3, expanded("a/call_1", skipped=("call_3",))) == [completed("a")]
+
+
+def test_a_running_stage_that_is_withdrawn_frees_its_slot_and_counts_as_done(bench: Bench) -> None:
+    bench.at(0, engine("e"), bench.submit("a", CHAIN), bench.submit("b"))
+
+    assert bench.at(1, withdrawn("a/call_1")) == [stop("a/call_1/0", "e"), run("b/a/0", "e")]
+    assert bench.state("a/call_1") is StageState.EXPANDING
+    assert bench.at(2, done("a/call_1/0"), expanded("a/call_1", skipped=("call_2", "call_3"))) == [completed("a")]
+    assert bench.scheduler.stats.stale == Counter({"TaskFinished": 1})
+
+
+def test_a_waiting_stage_that_is_withdrawn_never_runs(bench: Bench) -> None:
+    bench.at(0, bench.submit("a", CHAIN), withdrawn("a/call_1"))
+
+    assert bench.at(1, engine("e")) == []
+    assert bench.at(2, expanded("a/call_1", skipped=("call_2", "call_3"))) == [completed("a")]
+
+
+def test_a_stage_withdrawn_in_its_back_off_is_not_tried_again(bench: Bench) -> None:
+    bench.at(0, engine("e"), bench.submit("a", CHAIN))
+    bench.at(1, failed("a/call_1/0"), withdrawn("a/call_1"))
+
+    assert bench.scheduler.next_wakeup() is None
+    assert bench.at(9, Wakeup()) == []
+
+
+def test_withdrawing_what_is_over_is_stale_and_what_cannot_run_yet_a_mistake(bench: Bench) -> None:
+    bench.at(0, engine("e"), bench.submit("a", PAIR), bench.submit("b"))
+    bench.at(1, done("a/a/0"), withdrawn("a/a"), withdrawn("c/a"))
+
+    assert bench.scheduler.stats.stale == Counter({"StageWithdrawn": 2})
+    with pytest.raises(InvalidTransition, match="withdrawn before it could run"):
+        bench.scheduler.handle(Batch(2, (withdrawn("a/b"),)))

@@ -32,6 +32,8 @@ from llmsched.model.events import (
     Outcome,
     StageExpanded,
     StageFailed,
+    StagesRevealed,
+    StageWithdrawn,
     TaskFailed,
     TaskFinished,
     TaskRef,
@@ -84,6 +86,10 @@ class Luck:
     #: … of stages: that nobody can use their output.
     unusable: float = 0.0
     cancelling: float = 0.0
+    #: … of jobs: that nobody wants one of its stages any more.
+    withdrawing: float = 0.0
+    #: … of completed stages: that what follows is told before they are said to be complete.
+    foretelling: float = 0.0
     losing: float = 0.0
     #: Executors changing their number of slots.
     resizing: float = 0.0
@@ -192,6 +198,8 @@ class World:
             self._later(job.arrival, self._submission(job))
             if self.rng.random() < self.luck.cancelling:
                 self._later(self.rng.uniform(0, HORIZON), JobCancelled(job.id))
+            if self.luck.withdrawing and self.rng.random() < self.luck.withdrawing:
+                self._later(self.rng.uniform(0, HORIZON), StageWithdrawn(job.id, "", TaskResult(0.0)))
         for pool in self._pools():
             for i in range(self.rng.randint(1, 3)):
                 name = f"{pool}-{i}"
@@ -277,6 +285,8 @@ class World:
                 return self._report(ref, attempt, event)
             case StageExpanded(id, stage):
                 return self._expand(self.jobs[id], stage)
+            case StageWithdrawn(id):
+                return self._withdraw(self.jobs[id], event.result)
             case StageFailed(id):
                 return self._concern(self.jobs[id], event, Outcome.FAILED)
             case JobCancelled(id):
@@ -341,7 +351,25 @@ class World:
         job.completed.append((stage, tuple(r for r in job.results[stage] if r is not None)))
         if job.is_over:
             self._end(job, Outcome.COMPLETED)
+        if self.luck.foretelling and unfolded.reveals and self.rng.random() < self.luck.foretelling:
+            return [StagesRevealed(job.id, unfolded.reveals), StageExpanded(job.id, stage, (), unfolded.skipped)]
         return [StageExpanded(job.id, stage, unfolded.reveals, unfolded.skipped)]
+
+    def _withdraw(self, job: JobAccount, result: TaskResult) -> list[Event]:
+        """Of one of its stages that wait or run."""
+        stages = sorted({ref.stage for ref in job.waiting()}) if job.is_active else []
+        if not stages:
+            return []
+        stage = self.rng.choice(stages)
+        results = job.results[stage]
+        for index, known in enumerate(results):
+            ref = TaskRef(job.id, stage, index)
+            if known is None:
+                results[index] = result
+                self.resting.pop(ref, None)
+                if ref in self.running:
+                    self._give_up(ref)
+        return [StageWithdrawn(job.id, stage, result), *self._complete(job, stage)]
 
     def _concern(self, job: JobAccount, event: JobCancelled | StageFailed, outcome: Outcome) -> list[Event]:
         if job.is_active:

@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what prompts share with earlier sequences costs no prefill",
     )
     parser.add_argument("--cache-blocks", type=int, default=DEFAULT_CACHE_BLOCKS, help="prefixes kept, 16 tokens each")
+    parser.add_argument("--script", help="what to answer with: see llmsched.runtime.emulator.answers")
     parser.add_argument("--api-key-env", help="environment variable that holds the key clients must send")
     parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input ends")
     parser.add_argument("--fault", type=_fault, help=argparse.SUPPRESS)  # KIND or KIND:COUNT, for tests

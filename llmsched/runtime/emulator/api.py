@@ -201,7 +201,10 @@ class Api:
             until = min(tokens, total // 2) if is_cut else tokens
             if until > sent or until == total:
                 event = opening + reply.delta(sent, until)
-                await response.write(event + reply.closing() if until == total else event)
+                if until == total:
+                    event += reply.closing()
+                if event:
+                    await response.write(event)
                 sent, opening = until, b""
             if is_cut and sent == total // 2:
                 break

@@ -19,6 +19,7 @@ from aiohttp import web
 from llmsched.errors import InvalidSetting
 from llmsched.model.decoding import DecodingServer
 from llmsched.model.latency import LatencyCurve
+from llmsched.runtime.emulator.answers import read_script
 from llmsched.runtime.emulator.api import Api
 from llmsched.runtime.emulator.faults import Fault, Faults
 from llmsched.runtime.emulator.metrics import EngineMetrics
@@ -138,13 +139,14 @@ def run(
     api_key: str | None = None,
     prefix_cache: bool = True,
     cache_blocks: int = DEFAULT_CACHE_BLOCKS,
+    script: str | None = None,
     *,
     fault: Fault | None = None,
     exit_with_stdin: bool = False,
 ) -> None:
     """Emulated engines until SIGTERM or SIGINT; blocks. Raises InvalidInput for bad values.
 
-    latency: the name of a curve, a file that `calibrate` wrote, or a curve.
+    latency: the name of a curve, a file that `calibrate` wrote, or a curve. script: what `read_script` takes.
     exit_with_stdin: also stop when standard input ends. A parent that holds the other end of a pipe then
     takes its engines with it, however it dies.
     """
@@ -159,6 +161,7 @@ def run(
         api_key=api_key,
         prefix_cache=prefix_cache,
         cache_blocks=cache_blocks,
+        answer=None if script is None else read_script(script),
     )
 
     async def main() -> None:

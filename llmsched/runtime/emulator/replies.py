@@ -1,7 +1,12 @@
-"""The JSON that vLLM answers with: whole replies, stream chunks, errors. Shapes as vLLM 0.11 and later."""
+"""The JSON that vLLM answers with: whole replies, stream chunks, errors. Shapes as vLLM 0.11 and later.
+
+Where a request offers tools, a model that says `<tool_call>{"name": …, "arguments": {…}}</tool_call>` calls one,
+as with vLLM's `--enable-auto-tool-choice --tool-call-parser hermes`; in a stream with the last event.
+"""
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -11,6 +16,8 @@ from llmsched.model.decoding import Sequence
 from llmsched.runtime.emulator.requests import Generation
 
 DONE = b"data: [DONE]\n\n"
+
+_TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 class Reply:
@@ -22,6 +29,8 @@ class Reply:
         self._created = int(time.time())
         self._model = model
         self._ids = generation.output.token_ids if generation.return_token_ids else None
+        self._calls = _tool_calls(generation) if generation.tools else []
+        self._finish_reason = "tool_calls" if self._calls else generation.output.finish_reason
 
     def whole(self) -> bytes:
         """The body of an answer that is not streamed."""
@@ -29,12 +38,15 @@ class Reply:
         choice: dict[str, Any] = {
             "index": 0,
             "logprobs": None,
-            "finish_reason": output.finish_reason,
+            "finish_reason": self._finish_reason,
             "stop_reason": None,
             "token_ids": self._ids,
         }
         if self._generation.chat:
-            choice["message"] = {"role": "assistant", "content": output.text, "refusal": None, "reasoning": None}
+            text = output.text if not self._calls else _TOOL_CALL.sub("", output.text).strip() or None
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None, "reasoning": None}
+            if self._generation.tools:
+                choice["message"]["tool_calls"] = self._calls
         else:
             choice["text"] = output.text
         usage = {"prompt_tokens_details": None} | self._usage(output.tokens)
@@ -46,10 +58,13 @@ class Reply:
         return self._event({"role": "assistant", "content": ""}, None, 0, 0) if self._generation.chat else b""
 
     def delta(self, start: int, stop: int) -> bytes:
-        """The event with tokens start..stop-1; the last one carries the finish reason."""
+        """The event with tokens start..stop-1; the last one carries the finish reason. b"" if nothing is to be told."""
         output = self._generation.output
         text = output.delta(start, stop)
-        reason = output.finish_reason if stop == output.tokens else None
+        reason = self._finish_reason if stop == output.tokens else None
+        if self._calls:
+            told = [{"index": index, **call} for index, call in enumerate(self._calls)]
+            return b"" if reason is None else self._event({"tool_calls": told}, reason, start, stop)
         return self._event({"content": text} if self._generation.chat else text, reason, start, stop)
 
     def closing(self) -> bytes:
@@ -59,7 +74,7 @@ class Reply:
         last = self._envelope(choices=[], chunk=True) | {"usage": self._usage(self._generation.output.tokens)}
         return _sse(last) + DONE
 
-    def _event(self, content: str | dict[str, str], reason: str | None, start: int, tokens: int) -> bytes:
+    def _event(self, content: str | dict[str, Any], reason: str | None, start: int, tokens: int) -> bytes:
         key = "delta" if self._generation.chat else "text"
         choice: dict[str, Any] = {
             "index": 0,
@@ -90,6 +105,19 @@ class Reply:
         prompt, cached = len(self._generation.prompt), self._sequence.cached_tokens
         usage = {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
         return usage | ({"prompt_tokens_details": {"cached_tokens": cached}} if cached else {})
+
+
+def _tool_calls(generation: Generation) -> list[dict[str, Any]]:
+    """The calls in what the model says; none where one of them cannot be read, as then it is text."""
+    calls = []
+    for number, said in enumerate(_TOOL_CALL.findall(generation.output.text)):
+        try:
+            call = orjson.loads(said)
+            function = {"name": call["name"], "arguments": orjson.dumps(call.get("arguments") or {}).decode()}
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            return []
+        calls.append({"id": f"call-{generation.id}-{number}", "type": "function", "function": function})
+    return calls
 
 
 def error_body(message: str, type: str, status: int, param: str | None = None) -> bytes:

@@ -16,8 +16,9 @@ from zlib import crc32
 import orjson
 
 from llmsched.errors import InvalidInput
+from llmsched.runtime.emulator.answers import Call
 from llmsched.runtime.emulator.settings import EmulatorSettings
-from llmsched.runtime.emulator.text import Output, free_text, json_text, token_ids
+from llmsched.runtime.emulator.text import Output, free_text, json_text, said_text, token_ids
 
 #: tokens that a chat template adds to each message
 _MESSAGE_TOKENS, _MESSAGE_TOKEN = 4, 1
@@ -33,7 +34,6 @@ _NOT_EMULATED: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (None, False),
     "prompt_embeds": (None,),
     "truncate_prompt_tokens": (None,),
-    "tools": (None, []),
     "functions": (None, []),
 }
 
@@ -63,6 +63,8 @@ class Generation:
     include_usage: bool
     continuous_usage: bool
     return_token_ids: bool
+    #: calls of tools that the model says are told as such
+    tools: bool = False
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -103,12 +105,13 @@ def parse_generation(body: bytes, settings: EmulatorSettings, *, chat: bool, id:
         id=f"{'chatcmpl' if chat else 'cmpl'}-{id or _text(document, 'request_id') or f'{getrandbits(128):032x}'}",
         chat=chat,
         prompt=prompt,
-        output=_output(document, draw, low, high, said),
+        output=_output(document, settings, draw, low, high, said),
         priority=priority,
         stream=stream,
         include_usage=options is not None and _flag(options, "include_usage"),
         continuous_usage=options is not None and _flag(options, "continuous_usage_stats"),
         return_token_ids=_flag(document, "return_token_ids"),
+        tools=chat and bool(document.get("tools")) and document.get("tool_choice") != "none",
     )
 
 
@@ -218,15 +221,39 @@ def _output_bounds(
     return low, high
 
 
-def _output(document: dict[str, Any], draw: Random, low: int, high: int, said: int) -> Output:
+def _output(
+    document: dict[str, Any], settings: EmulatorSettings, draw: Random, low: int, high: int, said: int
+) -> Output:
     ignore_eos = _flag(document, "ignore_eos")
     schema = _schema(document)
+    if settings.answer is not None and not ignore_eos and (call := _call(document)) is not None:
+        try:
+            return said_text(settings.answer(call), high, said=said)
+        except LookupError as error:
+            raise Refused(f"the script has no answer: {error.args[0] if error.args else error}") from None
     if schema is None:
         return free_text(draw, low, high, ignore_eos=ignore_eos, said=said)
     try:
         return json_text(schema, draw, low, high, ignore_eos=ignore_eos)
     except InvalidInput as error:
         raise Refused(str(error), param="response_format") from None
+
+
+def _call(document: dict[str, Any]) -> Call | None:
+    """The request as a script sees it; None: its prompt is no text."""
+    if "messages" in document:
+        messages = _messages(document)
+        if _flag(document, "continue_final_message"):
+            messages = messages[:-1]
+        listed = [{"role": str(m.get("role", "user")), "content": _message_text(m)} for m in messages]
+    else:
+        prompt = document.get("prompt")
+        if isinstance(prompt, list) and len(prompt) == 1:
+            prompt = prompt[0]
+        if not isinstance(prompt, str):
+            return None
+        listed = [{"role": "user", "content": prompt}]
+    return Call(listed, document.get("response_format"), _integer(document, "seed", None), document)
 
 
 def _schema(document: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import orjson
 
 from llmsched.errors import InvalidInput, InvalidSetting, UnknownName
 from llmsched.model.latency import GENERIC_7B, LATENCY_CURVES, LatencyCurve, latency_curve
+from llmsched.runtime.emulator.answers import Answer
 
 SCHEDULING_POLICIES = ("fcfs", "priority")
 #: 16 tokens each: what 16 requests of 32,768 tokens need
@@ -39,6 +40,8 @@ class EmulatorSettings:
     prefix_cache: bool = True
     #: blocks that the prefix cache holds
     cache_blocks: int = DEFAULT_CACHE_BLOCKS
+    #: what the model says to texts and chats; None: filler, or JSON that fits the schema asked for
+    answer: Answer | None = None
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -98,6 +98,15 @@ def _natural_end(rng: Random, low: int) -> int:
     return end
 
 
+def said_text(text: str, high: int, *, said: int = 0) -> Output:
+    """A given reply, cut off after `high` tokens. said: how many tokens of it are said already."""
+    rest = text[TOKEN_CHARS * said :]
+    tokens = count_tokens(rest)
+    if tokens > high:
+        return Output(rest[: TOKEN_CHARS * high], high, "length")
+    return Output(rest, tokens, "stop")
+
+
 def json_text(schema: Any, rng: Random, low: int, high: int, *, ignore_eos: bool) -> Output:
     """JSON valid against `schema`, padded with blanks to `low` tokens (`high` with ignore_eos).
 

@@ -1,0 +1,1 @@
+"""Merges agreements into one by graph of thoughts: drafts, scores, the best aggregated, scored, and improved."""

@@ -1,0 +1,1 @@
+"""Sorts a list of numbers by graph of thoughts: split, sort each half several times, keep the best, merge, improve."""
