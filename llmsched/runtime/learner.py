@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which a fit that failed is tried again, if `every_s` is not shorter.
 RETRY_AFTER = 60.0
+#: So many times as long as a fit took, its application is left alone: many short jobs would keep a core at fits.
+RESTS = 4.0
 
 
 class StoredProfile(Protocol):
@@ -65,7 +67,7 @@ class Learning:
 class _Progress:
     """Finished jobs no profile knows yet, and since when there are any. Times are those of the event loop.
 
-    not_before: a fit has failed, and would fail again.
+    not_before: a fit has failed, and would fail again, or has just been made.
     """
 
     new: int = 0
@@ -185,7 +187,7 @@ class Learner:
         return None, wait
 
     async def _learn(self, name: str) -> None:
-        progress = self._progress.pop(name)
+        progress, began = self._progress.pop(name), self._now()
         try:
             profile = await self.learn(self._applications.newest(name))
         except UnknownName:
@@ -204,6 +206,8 @@ class Learner:
             self._told.discard(name)
             chosen = {"version": profile.version, "jobs": profile.jobs, "estimator": profile.estimator}
             log.info("profile learned", extra={"application": name, **chosen})
+            rested = self._progress.setdefault(name, _Progress())
+            rested.not_before = self._now() + RESTS * (self._now() - began)
 
     def _retry_later(self, name: str) -> None:
         progress = self._progress.setdefault(name, _Progress())

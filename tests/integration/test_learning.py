@@ -244,6 +244,29 @@ async def test_an_application_is_learned_after_so_many_jobs_stored_and_swapped_i
         assert [r.message for r in caplog.records] == ["profile learned"]
 
 
+async def test_many_short_jobs_do_not_keep_a_core_at_fits(tmp_path: Path) -> None:
+    """After a fit an application rests four times as long as that took, however many jobs complete meanwhile."""
+
+    class SlowFitter(FakeFitter):
+        async def fit(self, application: Application, newest: int, learned_at: float) -> Fitted:
+            ends.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.1)
+            fitted = await super().fit(application, newest, learned_at)
+            ends.append(asyncio.get_running_loop().time())
+            return fitted
+
+    ends: list[float] = []
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    async with known(url) as (store, applications):
+        learner, _ = a_learner(url, store, applications, settings={"every_jobs": 1}, fitter=SlowFitter())
+        async with running(learner):
+            while len(ends) < 3:
+                learner.completed(NAME)
+                await asyncio.sleep(0.005)
+    began, ended, again = ends[:3]
+    assert again - ended >= 4 * (ended - began) * 0.99
+
+
 async def test_an_application_is_learned_after_a_while_with_one_new_job(tmp_path: Path) -> None:
     url, fitter = f"sqlite:///{tmp_path}/jobs.db", FakeFitter()
     async with known(url) as (store, applications):
