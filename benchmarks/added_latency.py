@@ -22,7 +22,7 @@ import rig
 from rig import Client, Figure
 
 from llmsched.runtime.engine import CompletionRequest, EngineClient
-from llmsched.runtime.script import prompt_of
+from llmsched.runtime.scripts.script import prompt_of
 
 PROMPT, OUTPUT = 200, 25
 CALL_S = 0.5

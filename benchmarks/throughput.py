@@ -18,7 +18,7 @@ import rig
 from rig import Client, Ends, Figure
 
 from llmsched.runtime.engine import CompletionRequest, EngineClient
-from llmsched.runtime.script import prompt_of
+from llmsched.runtime.scripts.script import prompt_of
 
 #: Tokens of every call.
 PROMPT, OUTPUT = 200, 50

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmsched.builder import App
     from llmsched.errors import InvalidInput
-    from llmsched.runtime.handlers import TaskContext, handler
+    from llmsched.runtime.tools.handlers import TaskContext, handler
 
 __version__ = "0.1.0"
 __all__ = ["App", "InvalidInput", "TaskContext", "__version__", "handler"]
@@ -20,8 +20,8 @@ __all__ = ["App", "InvalidInput", "TaskContext", "__version__", "handler"]
 _HOMES = {
     "App": "llmsched.builder",
     "InvalidInput": "llmsched.errors",
-    "TaskContext": "llmsched.runtime.handlers",
-    "handler": "llmsched.runtime.handlers",
+    "TaskContext": "llmsched.runtime.tools.handlers",
+    "handler": "llmsched.runtime.tools.handlers",
 }
 
 

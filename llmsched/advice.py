@@ -1,7 +1,7 @@
 """What a template says about itself before a job runs: handlers it needs, variables learned of it, advice.
 
-Nothing here refuses an application; `llmsched.runtime.checking` does that. Advice is about something that is likely to
-fail in the middle of a job, or to cost more than was meant.
+Nothing here refuses an application; `llmsched.runtime.scripts.checking` does that. Advice is about something that is
+likely to fail in the middle of a job, or to cost more than was meant.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from llmsched.model.recording import FEATURES
 from llmsched.model.spec import MAX_TASKS, Candidate, StageSpec
 from llmsched.profiler import MIN_JOBS
 from llmsched.profiler.history import Layout
-from llmsched.runtime.handlers import HandlerRegistry
-from llmsched.runtime.templates import texts_in
+from llmsched.runtime.scripts.templates import texts_in
+from llmsched.runtime.tools.handlers import HandlerRegistry
 
 _PARSER = Environment()
 #: Methods of a JSON object; `input.get("x")` reads the whole input, as far as we can tell.

@@ -31,17 +31,17 @@ from llmsched.runtime.clock import WallClock
 from llmsched.runtime.emulator.settings import read_latency_curve
 from llmsched.runtime.engine import Timeouts
 from llmsched.runtime.engines import Engine, Engines, EngineSpec
-from llmsched.runtime.fitter import FitProcess
-from llmsched.runtime.foresight import Foresight
-from llmsched.runtime.handlers import build_registry
 from llmsched.runtime.hub import Hub
-from llmsched.runtime.learner import Learner, Learning
+from llmsched.runtime.learning.fitter import FitProcess
+from llmsched.runtime.learning.foresight import Foresight
+from llmsched.runtime.learning.learner import Learner, Learning
+from llmsched.runtime.learning.profiles import profile_files
 from llmsched.runtime.memory import trim_at_rest
-from llmsched.runtime.profiles import profile_files
 from llmsched.runtime.service import Service
 from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
-from llmsched.runtime.workers import ProcessWorkers
+from llmsched.runtime.tools.handlers import build_registry
+from llmsched.runtime.tools.workers import ProcessWorkers
 from llmsched.scheduler import Backoff
 from llmsched.store.journal import Journal
 from llmsched.store.store import Store

@@ -37,11 +37,11 @@ import yaml
 
 from llmsched.errors import InvalidApplication, InvalidInput
 from llmsched.model.application import Application
-from llmsched.runtime.checking import check_templates
-from llmsched.runtime.handlers import HandlerRegistry, echo, name_of
 from llmsched.runtime.inputs import check_schema
-from llmsched.runtime.templates import check as check_template
-from llmsched.runtime.templates import texts_in
+from llmsched.runtime.scripts.checking import check_templates
+from llmsched.runtime.scripts.templates import check as check_template
+from llmsched.runtime.scripts.templates import texts_in
+from llmsched.runtime.tools.handlers import HandlerRegistry, echo, name_of
 
 #: What templates of a stage may read.
 _VARIABLES = ("input", "stages", "last", "iteration", "item", "index")

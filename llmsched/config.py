@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from llmsched.errors import InvalidSetting
 from llmsched.policies import DEFAULT_POLICY
 from llmsched.profiler import MAX_JOBS, MIN_JOBS
-from llmsched.runtime.handlers import HttpTool
+from llmsched.runtime.tools.handlers import HttpTool
 
 PREFIX = "LLMSCHED_"
 

@@ -23,7 +23,7 @@ from llmsched.model.latency import LatencyCurve
 from llmsched.model.recording import Recording
 from llmsched.profiler import Curves, Profile, fit
 from llmsched.profiler.history import Layout
-from llmsched.runtime.profiles import pack
+from llmsched.runtime.learning.profiles import pack
 from llmsched.store.export import features_of, trace_of
 from llmsched.store.store import Store
 

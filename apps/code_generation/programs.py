@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 
-from llmsched.runtime.sandbox import Limits, Outcome, run_python
+from llmsched.runtime.tools.sandbox import Limits, Outcome, run_python
 
 #: For all tests of one program together, and for each.
 LIMITS = Limits(seconds=30.0, cpu_seconds=20, check_seconds=5.0, memory_mib=512)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmsched.runtime.sandbox import Check, Outcome, Status
+from llmsched.runtime.tools.sandbox import Check, Outcome, Status
 
 #: Longest test, and most characters of the end of stderr, that a report repeats.
 TEST_CHARS, STDERR_CHARS = 400, 1500

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmsched import InvalidInput
 from llmsched.datasets import Sample
-from llmsched.runtime.corpus import entries
+from llmsched.runtime.tools.corpus import entries
 
 #: Of ParallelQA: by how much a number may be off, as a share, and still be right. Pages give different numbers.
 TOLERANCE = 0.1

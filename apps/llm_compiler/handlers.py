@@ -1,6 +1,6 @@
 """The search of llm_compiler: the beginning of the page that a query names, or of the one nearest to it.
 
-Which pages there are is the operator's choice, see `llmsched.runtime.corpus`.
+Which pages there are is the operator's choice, see `llmsched.runtime.tools.corpus`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmsched import handler
-from llmsched.runtime.corpus import Page, Pages, pages_of_operator
+from llmsched.runtime.tools.corpus import Page, Pages, pages_of_operator
 
 #: Sentences of a page that are shown, and characters of a result.
 SHOWN, LONGEST = 8, 2500

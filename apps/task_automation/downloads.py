@@ -1,6 +1,6 @@
 """Tools that go to the web: downloads of what a URL names, and searches in Wikipedia and Wikimedia Commons.
 
-Only public addresses are reached (`llmsched.runtime.web`), whatever a plan says.
+Only public addresses are reached (`llmsched.runtime.tools.web`), whatever a plan says.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .codecs import picture, png
 from .values import AUDIO, IMAGE, MAX_MEDIA_BYTES, MAX_TEXT_CHARS, TEXT, URL, VIDEO, Media
 
 if TYPE_CHECKING:
-    from llmsched.runtime.corpus import Pages
-    from llmsched.runtime.web import Page
+    from llmsched.runtime.tools.corpus import Pages
+    from llmsched.runtime.tools.web import Page
 
 _TIMEOUT = 20.0
 #: Of an image, which is shrunk afterwards, and of a page, whose text is much smaller.
@@ -28,7 +28,7 @@ _TYPES = {IMAGE: ("image/",), AUDIO: ("audio/",), VIDEO: ("video/", "image/gif",
 
 def _get(url: str, max_bytes: int = _MAX_BYTES, **params: str) -> Page:
     """Raises InvalidInput for an address that is not public, and for an answer that says there is no such thing."""
-    from llmsched.runtime.web import fetch_now
+    from llmsched.runtime.tools.web import fetch_now
 
     return fetch_now(url, params=params or None, timeout=_TIMEOUT, max_bytes=max_bytes)
 
@@ -120,7 +120,7 @@ def download_video(url: str) -> Media:
 @tool("search_text", TEXT)
 def search_text(text: str) -> str:
     """The first three articles of the English Wikipedia that a search finds, a line each: title and first sentences."""
-    from llmsched.runtime.mediawiki import MediaWiki
+    from llmsched.runtime.tools.mediawiki import MediaWiki
 
     return articles(MediaWiki(), text)
 

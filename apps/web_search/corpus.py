@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from llmsched import InvalidInput
-from llmsched.runtime.corpus import Corpus, hotpot_pages
+from llmsched.runtime.tools.corpus import Corpus, hotpot_pages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmsched import InvalidInput
 from llmsched.datasets import Sample
-from llmsched.runtime.corpus import entries
+from llmsched.runtime.tools.corpus import entries
 
 
 def load(path: Path) -> Iterator[Sample]:

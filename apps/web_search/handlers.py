@@ -2,7 +2,7 @@
 
 Nothing is remembered between two calls: the page that is open and how far a look-up has come are the `state` that a
 call returns, and that the next one is given as `previous`. Which pages there are is the operator's choice, see
-`llmsched.runtime.corpus`.
+`llmsched.runtime.tools.corpus`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmsched import handler
-from llmsched.runtime.corpus import Pages, pages_of_operator
+from llmsched.runtime.tools.corpus import Pages, pages_of_operator
 
 #: Sentences of a page that a search shows, and characters of an observation.
 SHOWN, LONGEST = 5, 2500

@@ -21,7 +21,7 @@ from llmsched.cli.local import Config, Modules, registered
 from llmsched.errors import InvalidApplication, InvalidInput, UnknownName
 from llmsched.model.application import Application
 from llmsched.runtime.api import Api
-from llmsched.runtime.handlers import HandlerRegistry
+from llmsched.runtime.tools.handlers import HandlerRegistry
 
 app = typer.Typer(invoke_without_command=True)
 

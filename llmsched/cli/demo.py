@@ -23,7 +23,7 @@ from llmsched.policies import DEFAULT_POLICY, make_policy
 from llmsched.profiler import fit
 from llmsched.replay import ReplayRun, to_json
 from llmsched.runtime.api import Api
-from llmsched.runtime.profiles import write_profile
+from llmsched.runtime.learning.profiles import write_profile
 from llmsched.workloads import Arrival, Workload
 
 #: Jobs of an application that are learned from, and the seed that makes them other than any that run.

@@ -69,7 +69,7 @@ def fit(
 
 
 def _learned(application: Application, recordings: Sequence[Recording], folder: Path) -> Profile:
-    from llmsched.runtime.profiles import write_profile
+    from llmsched.runtime.learning.profiles import write_profile
 
     profile = learn(application, recordings, learned_at=time.time())
     write_profile(folder, profile)

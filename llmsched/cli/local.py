@@ -15,7 +15,7 @@ from llmsched.cli.client import Json, ask, print_json
 from llmsched.cli.console import note, out, table
 from llmsched.errors import InvalidInput
 from llmsched.policies import POLICIES
-from llmsched.runtime.handlers import Handler, HandlerRegistry, HttpTool, build_registry
+from llmsched.runtime.tools.handlers import Handler, HandlerRegistry, HttpTool, build_registry
 
 _Url = Annotated[str | None, typer.Option("--url", help="Ask this service instead of what is installed.")]
 Modules = Annotated[

@@ -32,7 +32,7 @@ from llmsched.model.application import Application
 from llmsched.policies import POLICIES
 from llmsched.runtime.engines import Engine, EngineSpec
 from llmsched.runtime.inputs import check_schema
-from llmsched.runtime.live import check_templates
+from llmsched.runtime.scripts.live import check_templates
 
 router = APIRouter(
     prefix="/v1", route_class=JsonRoute, dependencies=[Depends(tenant_of)], responses=responses(401, 503)

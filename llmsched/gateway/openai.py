@@ -20,7 +20,7 @@ from llmsched.gateway.context import Context
 from llmsched.gateway.problems import status_of
 from llmsched.model.events import JobClass
 from llmsched.runtime.door import Ask, UnknownModel
-from llmsched.runtime.observed import Failure
+from llmsched.runtime.scripts.observed import Failure
 
 COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
 MODELS = "/v1/models"

@@ -68,7 +68,7 @@ class Candidate:
     handler: str | None = None
     input: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
-    # --- how a planned stage is executed: templates, see llmsched.runtime.live; without them as the plan says
+    # --- how a planned stage is executed: templates, see llmsched.runtime.scripts.live; without them as the plan says
     prompt: str | None = None
     system: str | None = None
     max_tokens: int | None = None
@@ -108,7 +108,7 @@ class StageSpec:
     off_profile: bool = False
     #: The handler that such a plan's stages of unknown candidates call.
     fallback: str | None = None
-    # --- how it is executed when it is no recording: templates and expressions, see llmsched.runtime.live
+    # --- how it is executed when it is no recording: templates and expressions, see llmsched.runtime.scripts.live
     when: str | None = None
     for_each: str | None = None
     prompt: str | None = None

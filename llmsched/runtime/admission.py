@@ -21,9 +21,9 @@ from llmsched.model.records import JobRecord, StageRecord, Writes
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.inputs import check_input
-from llmsched.runtime.observed import is_observed
 from llmsched.runtime.ports import Memory
 from llmsched.runtime.run import JobRun
+from llmsched.runtime.scripts.observed import is_observed
 from llmsched.runtime.submission import NewJob, features_of, new_job_id, read_recording, script_of
 
 

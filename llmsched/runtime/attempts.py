@@ -21,13 +21,13 @@ from llmsched.model.kinds import StageKind
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.engine import EngineError
 from llmsched.runtime.engines import Engines
-from llmsched.runtime.handlers import TaskContext
-from llmsched.runtime.observed import ObservedScript
 from llmsched.runtime.relay import relay
-from llmsched.runtime.replies import BadReply
 from llmsched.runtime.run import JobRun
+from llmsched.runtime.scripts.observed import ObservedScript
+from llmsched.runtime.scripts.replies import BadReply
 from llmsched.runtime.slices import NOTHING, Partial, Slice
-from llmsched.runtime.workers import WorkerError, WorkerPool
+from llmsched.runtime.tools.handlers import TaskContext
+from llmsched.runtime.tools.workers import WorkerError, WorkerPool
 
 log = logging.getLogger(__name__)
 

@@ -36,9 +36,9 @@ from llmsched.model.spec import A_NAME, NAME
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.engines import Engines
-from llmsched.runtime.observed import Call, Client, Failure, ObservedScript, chain, is_observed
 from llmsched.runtime.relay import RETRY_AFTER
 from llmsched.runtime.run import JobRun
+from llmsched.runtime.scripts.observed import Call, Client, Failure, ObservedScript, chain, is_observed
 from llmsched.runtime.submission import features_of, new_job_id
 
 log = logging.getLogger(__name__)

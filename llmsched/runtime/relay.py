@@ -22,7 +22,7 @@ from llmsched.model.events import TaskResult
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.engine import MAX_LINE_BYTES, MAX_REPLY_BYTES, EngineError, Relayed
 from llmsched.runtime.engines import Engine
-from llmsched.runtime.observed import Call, Failure
+from llmsched.runtime.scripts.observed import Call, Failure
 
 #: What names an event that has to be looked into. No text that a model says holds these: its quotes are escaped.
 _MARKS = (b'"usage"', b'"error"', b'"abort"', b"[DONE]")

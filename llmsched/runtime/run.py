@@ -13,7 +13,7 @@ from llmsched.model.kinds import StageKind
 from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecord, Writes
 from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import Unfolded
-from llmsched.runtime.script import Script
+from llmsched.runtime.scripts.script import Script
 
 
 class StageRun:

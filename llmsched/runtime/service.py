@@ -68,16 +68,16 @@ from llmsched.runtime.attempts import Attempt, Attempts
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.door import STOPPING, Door
 from llmsched.runtime.engines import Engines
-from llmsched.runtime.foresight import Foresight
-from llmsched.runtime.handlers import HandlerRegistry
 from llmsched.runtime.hub import Hub
-from llmsched.runtime.learner import Learner
-from llmsched.runtime.observed import ObservedScript
+from llmsched.runtime.learning.foresight import Foresight
+from llmsched.runtime.learning.learner import Learner
 from llmsched.runtime.observer import Observer, Silent
 from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
+from llmsched.runtime.scripts.observed import ObservedScript
 from llmsched.runtime.submission import Limits, NewJob
-from llmsched.runtime.workers import WorkerPool
+from llmsched.runtime.tools.handlers import HandlerRegistry
+from llmsched.runtime.tools.workers import WorkerPool
 from llmsched.scheduler import Backoff, Scheduler
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from llmsched.errors import InvalidRecording
 from llmsched.model.application import Application
 from llmsched.model.events import JobClass
 from llmsched.model.recording import Recording, input_features
-from llmsched.runtime.live import LiveScript
-from llmsched.runtime.script import RecordedScript, Script
+from llmsched.runtime.scripts.live import LiveScript
+from llmsched.runtime.scripts.script import RecordedScript, Script
 
 
 @dataclass(frozen=True, slots=True)

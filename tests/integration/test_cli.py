@@ -414,7 +414,7 @@ def test_handlers_are_listed(nowhere: Cli, cli: Cli, service: RunningService) ->
     assert here["sleep"] | {"schema": None} == {
         "name": "sleep",
         "kind": "python",
-        "where": "llmsched.runtime.handlers:sleep",
+        "where": "llmsched.runtime.tools.handlers:sleep",
         "description": "Does nothing for `seconds`.",
         "schema": None,
     }

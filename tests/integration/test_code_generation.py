@@ -16,7 +16,7 @@ from llmsched.apps.code_generation.dataset import load
 from llmsched.apps.code_generation.handlers import run_tests
 from llmsched.apps.code_generation.scorer import score
 from llmsched.datasets import Sample, lines
-from llmsched.runtime.sandbox.run import lack
+from llmsched.runtime.tools.sandbox.run import lack
 from llmsched.testing import Answer, Call
 from tests.integration.applications import running_application
 

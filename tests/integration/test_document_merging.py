@@ -102,7 +102,7 @@ async def test_two_agreements_will_do(app: RunningApplication) -> None:
         ({"documents": ["a"]}, "input.documents is not what 'document_merging' takes: ['a'] is too short"),
         (
             {"documents": list("abcde")},
-            "input.documents is not what 'document_merging' takes: ['a', 'b', 'c', 'd', 'e']",
+            "input.documents is not what 'document_merging' takes: ['a', 'b', 'c', ...] is too long",
         ),
         ({"documents": ["a", " "]}, "input.documents[1] is not what 'document_merging' takes: ' ' does not match"),
         ({"documents": ["a", 7]}, "input.documents[1] is not what 'document_merging' takes: 7 is not of type 'string'"),

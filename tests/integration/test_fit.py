@@ -13,7 +13,7 @@ import pytest
 from llmsched.catalogue import installed_applications
 from llmsched.cli.client import job_table
 from llmsched.profiler import Profile
-from llmsched.runtime.profiles import profile_files, read_document
+from llmsched.runtime.learning.profiles import profile_files, read_document
 from llmsched.store.store import Store
 from llmsched.workloads import generate, write_trace
 from tests.integration.service import running_service

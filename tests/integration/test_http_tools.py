@@ -15,9 +15,9 @@ import pytest_asyncio
 from aiohttp import web
 
 from llmsched.errors import InvalidSetting
-from llmsched.runtime.handlers import HandlerRegistry, HttpTool, TaskContext, build_registry, echo
-from llmsched.runtime.http_tools import HttpTools
-from llmsched.runtime.workers import InlineWorkers, ProcessWorkers, WorkerError, WorkerPool, WorkerTask
+from llmsched.runtime.tools.handlers import HandlerRegistry, HttpTool, TaskContext, build_registry, echo
+from llmsched.runtime.tools.http_tools import HttpTools
+from llmsched.runtime.tools.workers import InlineWorkers, ProcessWorkers, WorkerError, WorkerPool, WorkerTask
 from tests.integration.service import in_process_service
 from tests.integration.sites import Handle, serving, speaking
 

@@ -30,9 +30,9 @@ from llmsched.model.records import JobRecord, StageRecord, Writes
 from llmsched.profiler import Knowledge, fit
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import WallClock
-from llmsched.runtime.fitter import FitProcess, Fitted
-from llmsched.runtime.learner import Learner, Learning
-from llmsched.runtime.profiles import pack, unpack, write_profile
+from llmsched.runtime.learning.fitter import FitProcess, Fitted
+from llmsched.runtime.learning.learner import Learner, Learning
+from llmsched.runtime.learning.profiles import pack, unpack, write_profile
 from llmsched.store.store import Store
 from llmsched.workloads import generate, read_traces
 from tests.integration.databases import postgres, postgres_url, store_url  # noqa: F401  (fixtures)
@@ -222,7 +222,7 @@ class FakeFitter:
 async def test_an_application_is_learned_after_so_many_jobs_stored_and_swapped_in(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "llmsched.runtime.learner")
+    caplog.set_level(logging.INFO, "llmsched.runtime.learning.learner")
     url, swaps = f"sqlite:///{tmp_path}/jobs.db", []
     async with known(url) as (store, applications):
         await filled(store, 30)
@@ -283,7 +283,7 @@ async def test_an_application_is_learned_after_a_while_with_one_new_job(tmp_path
 async def test_what_cannot_be_learned_is_said_once_and_what_fails_is_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "llmsched.runtime.learner")
+    caplog.set_level(logging.INFO, "llmsched.runtime.learning.learner")
     url, fitter = f"sqlite:///{tmp_path}/jobs.db", FakeFitter()
 
     def lines() -> list[str]:

@@ -15,7 +15,7 @@ from llmsched.model.latency import GENERIC_7B
 from llmsched.model.recording import FEATURES, Recording
 from llmsched.model.unfolding import RecordedUnfolding
 from llmsched.profiler import fit
-from llmsched.runtime.profiles import write_profile
+from llmsched.runtime.learning.profiles import write_profile
 from llmsched.store.export import export
 from llmsched.store.store import Store
 from llmsched.workloads.generator import generate

@@ -21,11 +21,11 @@ import pytest
 import pytest_asyncio
 
 from llmsched.errors import BackendError, InvalidInput, InvalidSetting
-from llmsched.runtime.handlers import TaskContext, build_registry
-from llmsched.runtime.sandbox import Check, Limits, Outcome, landlock, run_python, seccomp
-from llmsched.runtime.sandbox.directory import fresh_directory, remove, usage
-from llmsched.runtime.sandbox.run import lack, missing
-from llmsched.runtime.workers import ProcessWorkers, WorkerError, WorkerTask
+from llmsched.runtime.tools.handlers import TaskContext, build_registry
+from llmsched.runtime.tools.sandbox import Check, Limits, Outcome, landlock, run_python, seccomp
+from llmsched.runtime.tools.sandbox.directory import fresh_directory, remove, usage
+from llmsched.runtime.tools.sandbox.run import lack, missing
+from llmsched.runtime.tools.workers import ProcessWorkers, WorkerError, WorkerTask
 
 pytestmark = pytest.mark.skipif(lack() is not None, reason=f"nothing to lock code in with: {lack()}")
 
@@ -497,7 +497,9 @@ def test_a_directory_is_removed_however_deep_and_however_closed(tmp_path: Path) 
 
 
 def test_what_a_killed_run_left_is_deleted_by_the_next() -> None:
-    code = "from llmsched.runtime.sandbox import run_python\nrun_python('print(1, flush=True)\\nwhile True: pass')"
+    code = (
+        "from llmsched.runtime.tools.sandbox import run_python\nrun_python('print(1, flush=True)\\nwhile True: pass')"
+    )
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         while not (found := [c for c in psutil.Process(parent.pid).children() if c.nice() == 19]):
             assert parent.poll() is None

@@ -25,12 +25,12 @@ from llmsched.model.job import Job, JobStatus, Stage, Task
 from llmsched.model.records import EventRecord, JobRecord, Writes
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import WallClock
-from llmsched.runtime.handlers import HandlerRegistry, build_registry
 from llmsched.runtime.hub import Subscription
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.service import Service
 from llmsched.runtime.submission import NewJob
-from llmsched.runtime.workers import InlineWorkers
+from llmsched.runtime.tools.handlers import HandlerRegistry, build_registry
+from llmsched.runtime.tools.workers import InlineWorkers
 from llmsched.store.journal import Journal
 from llmsched.store.store import Store
 from llmsched.workloads import APPLICATIONS

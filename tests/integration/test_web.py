@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from llmsched.errors import BackendError, InvalidInput
-from llmsched.runtime.web import BodyTooLarge, Page, fetch, fetch_now
+from llmsched.runtime.tools.web import BodyTooLarge, Page, fetch, fetch_now
 from tests.integration.sites import serving, speaking
 
 #: Where the server of these tests listens, played as a public address.

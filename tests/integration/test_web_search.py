@@ -17,9 +17,9 @@ import pytest
 from llmsched.apps.web_search import dataset, scorer, scripted
 from llmsched.apps.web_search.handlers import act
 from llmsched.errors import BackendError, InvalidInput
-from llmsched.runtime.corpus import Corpus, Page
-from llmsched.runtime.mediawiki import MediaWiki
-from llmsched.runtime.web import fetch_now
+from llmsched.runtime.tools.corpus import Corpus, Page
+from llmsched.runtime.tools.mediawiki import MediaWiki
+from llmsched.runtime.tools.web import fetch_now
 from llmsched.testing import Call
 from tests.integration.applications import running_application
 

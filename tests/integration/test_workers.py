@@ -21,8 +21,8 @@ import pytest_asyncio
 import uvloop
 
 from llmsched.errors import InvalidSetting
-from llmsched.runtime.handlers import HandlerRegistry, TaskContext, build_registry
-from llmsched.runtime.workers import InlineWorkers, ProcessWorkers, WorkerError, WorkerPool, WorkerTask
+from llmsched.runtime.tools.handlers import HandlerRegistry, TaskContext, build_registry
+from llmsched.runtime.tools.workers import InlineWorkers, ProcessWorkers, WorkerError, WorkerPool, WorkerTask
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -553,8 +553,8 @@ async def test_nothing_outlives_a_killed_service(tmp_path: Path) -> None:
     service = textwrap.dedent(f"""
         import asyncio, sys
         sys.path[:0] = {[str(HERE), *sys.path]!r}
-        from llmsched.runtime.handlers import TaskContext, build_registry
-        from llmsched.runtime.workers import ProcessWorkers, WorkerTask
+        from llmsched.runtime.tools.handlers import TaskContext, build_registry
+        from llmsched.runtime.tools.workers import ProcessWorkers, WorkerTask
 
         async def main():
             pool = ProcessWorkers(build_registry(["worker_handlers"], installed=False), 4)

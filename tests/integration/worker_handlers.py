@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmsched.errors import InvalidInput
-from llmsched.runtime.handlers import TaskContext, handler
+from llmsched.runtime.tools.handlers import TaskContext, handler
 
 # ------------------------------------------------------------------------------------ results and errors
 

@@ -11,7 +11,7 @@ from llmsched.advice import advice_on, features_of, handlers_of, variables_of, w
 from llmsched.catalogue import installed_applications
 from llmsched.model.application import Application
 from llmsched.profiler import fit
-from llmsched.runtime.handlers import build_registry
+from llmsched.runtime.tools.handlers import build_registry
 from llmsched.workloads.generator import generate
 
 HANDLERS = build_registry(installed=False)

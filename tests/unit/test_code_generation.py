@@ -17,9 +17,9 @@ from llmsched.apps.code_generation.programs import bare_code, usable_tests
 from llmsched.apps.code_generation.report import write_report
 from llmsched.catalogue import installed_applications
 from llmsched.datasets import Sample
-from llmsched.runtime.handlers import build_registry
-from llmsched.runtime.live import check_templates
-from llmsched.runtime.sandbox import Check, Outcome
+from llmsched.runtime.scripts.live import check_templates
+from llmsched.runtime.tools.handlers import build_registry
+from llmsched.runtime.tools.sandbox import Check, Outcome
 from llmsched.testing import Call
 
 EXAMPLES = next(folder for folder in apps.folders() if folder.name == "code_generation") / "examples.jsonl"

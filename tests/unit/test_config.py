@@ -13,7 +13,7 @@ import pytest
 from llmsched import config
 from llmsched.config import EngineSettings, Settings
 from llmsched.errors import InvalidSetting
-from llmsched.runtime.handlers import HttpTool
+from llmsched.runtime.tools.handlers import HttpTool
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from llmsched.errors import BackendError, InvalidInput, InvalidSetting
-from llmsched.runtime.corpus import Corpus, Page, entries, hotpot_pages, pages_of_operator
-from llmsched.runtime.mediawiki import MediaWiki
+from llmsched.runtime.tools.corpus import Corpus, Page, entries, hotpot_pages, pages_of_operator
+from llmsched.runtime.tools.mediawiki import MediaWiki
 
 RHINE = Page("Rhine", ("The Rhine is a river of Europe.", "It is 1,233 kilometres long."))
 MAIN = Page("Main (river)", ("The Main is a river.", "It joins the Rhine opposite Mainz."))

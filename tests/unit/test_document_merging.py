@@ -18,8 +18,8 @@ from llmsched.apps.document_merging.scorer import retained, score, unique
 from llmsched.catalogue import installed_applications
 from llmsched.datasets import Sample
 from llmsched.errors import InvalidInput
-from llmsched.runtime.handlers import build_registry
-from llmsched.runtime.live import check_templates
+from llmsched.runtime.scripts.live import check_templates
+from llmsched.runtime.tools.handlers import build_registry
 from llmsched.testing import Call
 
 EXAMPLES = Path(str(handlers.__file__)).with_name("examples.csv")

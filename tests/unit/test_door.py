@@ -12,8 +12,8 @@ from llmsched.model.application import Application
 from llmsched.model.events import Reveal
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.engine import EngineError
-from llmsched.runtime.observed import FORESEEN, Call, Failure, ObservedScript, chain, is_observed
 from llmsched.runtime.relay import Stream, Whole, failure_of
+from llmsched.runtime.scripts.observed import FORESEEN, Call, Failure, ObservedScript, chain, is_observed
 
 SHORT = chain("short", 3)
 

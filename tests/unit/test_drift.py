@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from llmsched.runtime.drift import FEWEST, WINDOW, DriftGuard
+from llmsched.runtime.learning.drift import FEWEST, WINDOW, DriftGuard
 
 
 def told(guard: DriftGuard, jobs: int, believed: float, mean: float, *, notes: int = 5, seed: int = 0) -> list[bool]:

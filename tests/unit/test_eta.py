@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from llmsched.runtime.eta import FEWEST, LEAST, WINDOW, Calibration, Eta
+from llmsched.runtime.learning.eta import FEWEST, LEAST, WINDOW, Calibration, Eta
 
 
 def test_without_notes_work_takes_its_reference_seconds_over_the_speed() -> None:

@@ -14,8 +14,8 @@ from llmsched.model.recording import Recording
 from llmsched.profiler import Curves, Knowledge, Profile, Truth, fit
 from llmsched.profiler.done import work_done
 from llmsched.profiler.walk import walk
-from llmsched.runtime import foresight as module
-from llmsched.runtime.foresight import Foresight
+from llmsched.runtime.learning import foresight as module
+from llmsched.runtime.learning.foresight import Foresight
 from llmsched.runtime.observer import Silent
 from llmsched.workloads import generate
 

@@ -17,7 +17,8 @@ import yaml
 from llmsched.apps import handler_modules
 from llmsched.errors import InvalidInput, InvalidSetting, UnknownName
 from llmsched.model.application import Application
-from llmsched.runtime.handlers import (
+from llmsched.runtime.scripts.live import check_templates
+from llmsched.runtime.tools.handlers import (
     Handler,
     HandlerRegistry,
     HttpTool,
@@ -29,7 +30,6 @@ from llmsched.runtime.handlers import (
     handler,
     sleep,
 )
-from llmsched.runtime.live import check_templates
 
 CONTEXT = TaskContext("job_1", "search", 0, 1, "job_1/search/0")
 
@@ -185,7 +185,7 @@ def test_a_module_offers_what_is_marked_and_what_its_table_names(write_module: W
     write_module(
         "my_tools",
         """
-        from llmsched.runtime.handlers import echo, handler
+        from llmsched.runtime.tools.handlers import echo, handler
 
         @handler
         def plain(arguments): ...
@@ -253,7 +253,7 @@ def test_every_installed_application_has_its_handlers() -> None:
 
 def test_a_worker_imports_nothing_that_is_slow() -> None:
     slow = ["aiohttp", "asyncio", "httpx", "jsonschema", "logging", "pydantic"]
-    program = f"import sys, llmsched.runtime.worker_process; print([m for m in {slow} if m in sys.modules])"
+    program = f"import sys, llmsched.runtime.tools.worker_process; print([m for m in {slow} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -320,8 +320,8 @@ def test_a_function_that_another_process_cannot_find_has_no_reference() -> None:
 
 
 def test_a_missing_function_is_named() -> None:
-    with pytest.raises(InvalidSetting, match=r"handler 'gone' of module 'llmsched\.runtime\.handlers' does not exist"):
-        find_function("llmsched.runtime.handlers", "gone")
+    with pytest.raises(InvalidSetting, match=r"handler 'gone' of module 'llmsched\S+\.handlers' does not exist"):
+        find_function("llmsched.runtime.tools.handlers", "gone")
 
 
 def test_marking_leaves_the_function_as_it_is() -> None:

@@ -17,12 +17,12 @@ from llmsched.model.kinds import StageKind
 from llmsched.model.prompt import PromptText, describe
 from llmsched.model.spec import MAX_ITERATIONS, MAX_STAGES, MAX_TASKS
 from llmsched.model.unfolding import Unfolded
-from llmsched.runtime import checking, metered, replies
-from llmsched.runtime.handlers import build_registry
-from llmsched.runtime.live import LiveScript, check_templates
-from llmsched.runtime.plans import read_plan
-from llmsched.runtime.replies import BadReply
-from llmsched.runtime.workers import WorkerTask
+from llmsched.runtime.scripts import checking, metered, replies
+from llmsched.runtime.scripts.live import LiveScript, check_templates
+from llmsched.runtime.scripts.plans import read_plan
+from llmsched.runtime.scripts.replies import BadReply
+from llmsched.runtime.tools.handlers import build_registry
+from llmsched.runtime.tools.workers import WorkerTask
 
 REGISTRY = build_registry(installed=False)
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ from llmsched.apps.llm_compiler.scorer import exact_match, score
 from llmsched.catalogue import installed_applications, load_application
 from llmsched.datasets import Sample
 from llmsched.errors import InvalidInput
-from llmsched.runtime.corpus import Corpus, Page
-from llmsched.runtime.handlers import build_registry
-from llmsched.runtime.live import LiveScript, check_templates
+from llmsched.runtime.scripts.live import LiveScript, check_templates
+from llmsched.runtime.tools.corpus import Corpus, Page
+from llmsched.runtime.tools.handlers import build_registry
 from llmsched.testing import Call
 
 FOLDER = Path(dataset.__file__).parent

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llmsched.errors import InvalidInput
-from llmsched.runtime.metered import MAX_SECONDS, MAX_SIZE
-from llmsched.runtime.templates import evaluate, fill, render
+from llmsched.runtime.scripts.metered import MAX_SECONDS, MAX_SIZE
+from llmsched.runtime.scripts.templates import evaluate, fill, render
 
 INPUT = {
     "text": "word " * 200_000,

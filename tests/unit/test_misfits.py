@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from llmsched.errors import InvalidInput
 from llmsched.runtime.misfits import misfit, words
-from llmsched.runtime.replies import read_json
+from llmsched.runtime.scripts.replies import read_json
 
 
 def told(schema: dict[str, Any], value: Any) -> tuple[str, str] | None:

@@ -16,7 +16,7 @@ from llmsched.catalogue import installed_applications
 from llmsched.errors import InvalidInput, InvalidSetting, ProfileError
 from llmsched.model.application import Application
 from llmsched.profiler import Profile, fit
-from llmsched.runtime.profiles import pack, profile_files, read_document, unpack, write_profile
+from llmsched.runtime.learning.profiles import pack, profile_files, read_document, unpack, write_profile
 from llmsched.workloads import generate
 
 NAME = "web_search"

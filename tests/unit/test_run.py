@@ -14,7 +14,7 @@ from llmsched.model.kinds import StageKind
 from llmsched.model.recording import Recording
 from llmsched.model.records import EventRecord, JobRecord, StageRecord
 from llmsched.runtime.run import JobRun
-from llmsched.runtime.script import RecordedScript
+from llmsched.runtime.scripts.script import RecordedScript
 from llmsched.workloads import generate
 
 #: A planner, a plan of two stages, and a join; `extra` is not in the recording and so skipped.

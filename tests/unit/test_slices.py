@@ -20,11 +20,11 @@ from llmsched.runtime.attempts import Attempt, Attempts
 from llmsched.runtime.clock import Clock, WallClock
 from llmsched.runtime.engine import Completion, CompletionRequest, EngineClient
 from llmsched.runtime.engines import Engines
-from llmsched.runtime.live import LiveScript
 from llmsched.runtime.run import JobRun
-from llmsched.runtime.script import RecordedScript, Script
+from llmsched.runtime.scripts.live import LiveScript
+from llmsched.runtime.scripts.script import RecordedScript, Script
 from llmsched.runtime.slices import NOTHING, Partial, Slice
-from llmsched.runtime.workers import WorkerPool
+from llmsched.runtime.tools.workers import WorkerPool
 
 CHAT = CompletionRequest(messages=[{"role": "user", "content": "Count."}], max_tokens=20, extra={"top_p": 0.5})
 IDS = CompletionRequest(prompt=[5, 6, 7], max_tokens=20, min_tokens=20, ignore_eos=True, keep_text=False)

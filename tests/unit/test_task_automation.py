@@ -26,9 +26,9 @@ from llmsched.apps.task_automation.scorer import score
 from llmsched.apps.task_automation.values import AUDIO, IMAGE, MAX_MEDIA_BYTES, VIDEO, Media
 from llmsched.catalogue import load_application
 from llmsched.errors import BackendError
-from llmsched.runtime.corpus import Page as Article
-from llmsched.runtime.handlers import build_registry
-from llmsched.runtime.web import Page
+from llmsched.runtime.tools.corpus import Page as Article
+from llmsched.runtime.tools.handlers import build_registry
+from llmsched.runtime.tools.web import Page
 from llmsched.testing import Call
 
 FOLDER = Path(__file__).parents[2] / "apps" / "task_automation"

@@ -16,7 +16,7 @@ from llmsched.apps.web_search.scorer import exact_match, f1, score
 from llmsched.catalogue import installed_applications
 from llmsched.datasets import Sample
 from llmsched.errors import InvalidInput
-from llmsched.runtime.corpus import Corpus, Page, hotpot_pages
+from llmsched.runtime.tools.corpus import Corpus, Page, hotpot_pages
 from llmsched.testing import Call
 
 EXAMPLES = Path(dataset.__file__).with_name("examples.json")

@@ -29,7 +29,7 @@ from llmsched.model.spec import (
     listed,
     validate_plan,
 )
-from llmsched.runtime.templates import texts_in
+from llmsched.runtime.scripts.templates import texts_in
 
 #: Longest name a plan may give a stage.
 MAX_NAME = 100

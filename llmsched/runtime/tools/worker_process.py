@@ -38,8 +38,8 @@ from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
 
 from llmsched.errors import InvalidInput, InvalidSetting
-from llmsched.runtime.handlers import TaskContext, bind, find_function
 from llmsched.runtime.tether import LINUX, PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, descendants
+from llmsched.runtime.tools.handlers import TaskContext, bind, find_function
 
 HEADER = struct.Struct("!I")
 MAX_MESSAGE_CHARS = 1000

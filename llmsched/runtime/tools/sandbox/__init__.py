@@ -13,6 +13,6 @@ service ── worker ── handler: run_python ──job, channel──> pytho
 What this protects against and what it does not, is in `docs/sandbox.md`.
 """
 
-from llmsched.runtime.sandbox.run import Check, Limits, Outcome, Status, run_python
+from llmsched.runtime.tools.sandbox.run import Check, Limits, Outcome, Status, run_python
 
 __all__ = ["Check", "Limits", "Outcome", "Status", "run_python"]

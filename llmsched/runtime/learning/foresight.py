@@ -20,8 +20,8 @@ from typing import NamedTuple
 from llmsched.model.job import Job
 from llmsched.profiler import Knowledge, Profile
 from llmsched.profiler.done import work_done
-from llmsched.runtime.drift import DriftGuard
-from llmsched.runtime.eta import Calibration, Eta
+from llmsched.runtime.learning.drift import DriftGuard
+from llmsched.runtime.learning.eta import Calibration, Eta
 from llmsched.runtime.observer import Observer, Silent
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmsched.errors import BackendError
-from llmsched.runtime.handlers import TaskContext
+from llmsched.runtime.tools.handlers import TaskContext
 
 
 @dataclass(frozen=True, slots=True)

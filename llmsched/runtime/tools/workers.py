@@ -28,11 +28,11 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from llmsched.errors import InvalidInput, InvalidSetting, UnknownName
-from llmsched.runtime.arguments import is_long
-from llmsched.runtime.handlers import Handler, HandlerRegistry, HttpTool, bind
-from llmsched.runtime.http_tools import HttpTools
-from llmsched.runtime.work import WorkerError, WorkerTask
-from llmsched.runtime.worker_process import HEADER, describe, encode_result, is_retryable, too_large
+from llmsched.runtime.tools.arguments import is_long
+from llmsched.runtime.tools.handlers import Handler, HandlerRegistry, HttpTool, bind
+from llmsched.runtime.tools.http_tools import HttpTools
+from llmsched.runtime.tools.work import WorkerError, WorkerTask
+from llmsched.runtime.tools.worker_process import HEADER, describe, encode_result, is_retryable, too_large
 
 __all__ = ["InlineWorkers", "ProcessWorkers", "WorkerError", "WorkerPool", "WorkerTask"]
 
@@ -51,7 +51,7 @@ _PROGRAM = """
 import json, sys
 settings = json.loads(sys.argv[1])
 sys.path[:] = settings.pop("sys_path")
-from llmsched.runtime.worker_process import main
+from llmsched.runtime.tools.worker_process import main
 main(**settings)
 """
 

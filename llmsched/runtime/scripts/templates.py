@@ -16,7 +16,7 @@ import orjson
 from jinja2 import Template, TemplateError, meta, nodes
 
 from llmsched.errors import InvalidApplication, InvalidInput, UnknownName
-from llmsched.runtime.metered import MeteredSandbox, check_size, meter, metering
+from llmsched.runtime.scripts.metered import MeteredSandbox, check_size, meter, metering
 
 _ENV = MeteredSandbox()
 #: What `stages.x` reads from the mapping itself.

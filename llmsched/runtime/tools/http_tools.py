@@ -41,9 +41,9 @@ from yarl import URL
 
 from llmsched import __version__
 from llmsched.errors import BackendError, show
-from llmsched.runtime.handlers import HttpTool
-from llmsched.runtime.web import BodyTooLarge, read_body, tls
-from llmsched.runtime.work import WorkerError, WorkerTask
+from llmsched.runtime.tools.handlers import HttpTool
+from llmsched.runtime.tools.web import BodyTooLarge, read_body, tls
+from llmsched.runtime.tools.work import WorkerError, WorkerTask
 
 #: Seconds to reach a tool.
 CONNECT_TIMEOUT = 5.0

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from llmsched.errors import BackendError, show
-from llmsched.runtime.corpus import SIMILAR, Page
+from llmsched.runtime.tools.corpus import SIMILAR, Page
 
 WIKIPEDIA = "https://en.wikipedia.org/w/api.php"
 #: Seconds that one request may take, and bytes of its answer: no article comes near.
@@ -41,7 +41,7 @@ class MediaWiki:
 
     def __init__(self, url: str = WIKIPEDIA, fetch: Callable[..., Answer] | None = None) -> None:
         if fetch is None:
-            from llmsched.runtime.web import fetch_now
+            from llmsched.runtime.tools.web import fetch_now
 
             fetch = fetch_now
         self._url, self._fetch = url, fetch

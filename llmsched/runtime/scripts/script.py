@@ -10,7 +10,7 @@ from llmsched.model.application import Application
 from llmsched.model.recording import Recording
 from llmsched.model.unfolding import RecordedUnfolding, Unfolded
 from llmsched.runtime.engine import CompletionRequest
-from llmsched.runtime.workers import WorkerTask
+from llmsched.runtime.tools.workers import WorkerTask
 
 #: Token ids that every vocabulary has and no tokenizer treats as special.
 _FIRST_TOKEN, _TOKENS = 100, 100

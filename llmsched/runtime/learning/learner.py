@@ -23,8 +23,8 @@ from llmsched.model.application import Application
 from llmsched.profiler import MIN_JOBS, Knowledge, Profile
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import Clock
-from llmsched.runtime.fitter import Fitter
-from llmsched.runtime.profiles import profile_files, read_document, unpack
+from llmsched.runtime.learning.fitter import Fitter
+from llmsched.runtime.learning.profiles import profile_files, read_document, unpack
 
 log = logging.getLogger(__name__)
 

@@ -34,14 +34,14 @@ from llmsched.model.kinds import StageKind
 from llmsched.model.prompt import PromptText, describe
 from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import Unfolded
-from llmsched.runtime.checking import check_templates
 from llmsched.runtime.engine import CompletionRequest
-from llmsched.runtime.handlers import TaskContext
-from llmsched.runtime.metered import metering
-from llmsched.runtime.plans import Entry, read_plan, resolve, text_of
-from llmsched.runtime.replies import BadReply, read_json, repair
-from llmsched.runtime.templates import evaluate, fill, render
-from llmsched.runtime.workers import WorkerTask
+from llmsched.runtime.scripts.checking import check_templates
+from llmsched.runtime.scripts.metered import metering
+from llmsched.runtime.scripts.plans import Entry, read_plan, resolve, text_of
+from llmsched.runtime.scripts.replies import BadReply, read_json, repair
+from llmsched.runtime.scripts.templates import evaluate, fill, render
+from llmsched.runtime.tools.handlers import TaskContext
+from llmsched.runtime.tools.workers import WorkerTask
 
 __all__ = ["LiveScript", "check_templates"]
 

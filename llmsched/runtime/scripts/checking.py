@@ -11,9 +11,9 @@ from llmsched.errors import InvalidApplication, InvalidInput, UnknownName
 from llmsched.model.application import Application
 from llmsched.model.kinds import StageKind
 from llmsched.model.spec import Candidate, StageSpec
-from llmsched.runtime.handlers import HandlerRegistry
-from llmsched.runtime.replies import check_response_format
-from llmsched.runtime.templates import check, texts_in, tokens
+from llmsched.runtime.scripts.replies import check_response_format
+from llmsched.runtime.scripts.templates import check, texts_in, tokens
+from llmsched.runtime.tools.handlers import HandlerRegistry
 
 _VARIABLES = ("input", "stages", "last", "iteration", "item", "index")
 #: What templates of a candidate see as well.

@@ -36,7 +36,7 @@ from llmsched.model.prompt import LONGEST, describe
 from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.engine import CompletionRequest
-from llmsched.runtime.workers import WorkerTask
+from llmsched.runtime.tools.workers import WorkerTask
 
 LOOP, STAGE = "calls", "call"
 #: Calls that a chain foresees, and that one job may have in all.

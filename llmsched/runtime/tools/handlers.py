@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 from llmsched.errors import InvalidSetting, UnknownName
 
 if TYPE_CHECKING:
-    from llmsched.runtime.arguments import Check
+    from llmsched.runtime.tools.arguments import Check
 
 ENTRY_POINTS = "llmsched.handlers"
 
@@ -177,7 +177,7 @@ class HandlerRegistry:
             other = known.function if isinstance(known, Handler) else known.where
             raise InvalidSetting(f"two handlers are called {new.name!r}: {other!r} and {what!r}; rename one")
         if new.schema is not None:
-            from llmsched.runtime.arguments import Check  # jsonschema: 100 ms
+            from llmsched.runtime.tools.arguments import Check  # jsonschema: 100 ms
 
             self._checks[new.name] = Check(new.name, new.schema)
         self._handlers[new.name] = new

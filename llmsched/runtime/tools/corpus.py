@@ -277,7 +277,7 @@ def pages_of_operator(examples: Path, environment: Mapping[str, str] = os.enviro
 @lru_cache(8)
 def _pages(backend: str, corpus: str, url: str, examples: Path) -> Pages:
     if backend == "mediawiki":
-        from llmsched.runtime.mediawiki import MediaWiki
+        from llmsched.runtime.tools.mediawiki import MediaWiki
 
         return MediaWiki(url) if url else MediaWiki()
     if backend != "corpus":

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from llmsched.errors import BackendError, InvalidInput, InvalidSetting
-from llmsched.runtime.sandbox import landlock, seccomp
-from llmsched.runtime.sandbox.bootstrap import MESSAGE_CHARS, READY
-from llmsched.runtime.sandbox.directory import fresh_directory, usage
+from llmsched.runtime.tools.sandbox import landlock, seccomp
+from llmsched.runtime.tools.sandbox.bootstrap import MESSAGE_CHARS, READY
+from llmsched.runtime.tools.sandbox.directory import fresh_directory, usage
 
 SWITCH = "SANDBOX"
 LOOK_S = 0.05
@@ -338,7 +338,7 @@ def _start(directory: Path, job: IO[bytes], given: IO[bytes], channel: int) -> s
 @lru_cache(1)
 def _bootstrap() -> Any:
     """The compiled code of `bootstrap.py`, which is the child's too: it is the same interpreter."""
-    name = "llmsched.runtime.sandbox.bootstrap"
+    name = "llmsched.runtime.tools.sandbox.bootstrap"
     found = importlib.util.find_spec(name)
     assert found is not None
     return found.loader.get_code(name)  # type: ignore[union-attr]  # a loader of files has it

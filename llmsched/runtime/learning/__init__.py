@@ -1,0 +1,1 @@
+"""Learning while the service runs: fits in a process of their own, the profiles at work, and what they foresee."""
