@@ -13,7 +13,7 @@ import typer
 
 from llmsched import report
 from llmsched.catalogue import installed_applications
-from llmsched.cli.client import job_table
+from llmsched.cli.client import duration, ended, job_table
 from llmsched.cli.console import note, out
 from llmsched.cli.embedded import embedded_service, engines_ready
 from llmsched.cli.replay import compare
@@ -28,6 +28,8 @@ from llmsched.workloads import Arrival, Workload
 
 #: Jobs of an application that are learned from, and the seed that makes them other than any that run.
 _LEARNED, _OTHER_JOBS = 200, -1
+#: The application that also runs live, and what it is asked: its script knows the answer to look for.
+_LIVE, _QUESTION = "web_search", "Which river flows through the city where Johannes Gutenberg was born?"
 
 
 def register(app: typer.Typer) -> None:
@@ -64,10 +66,11 @@ def demo(
     what = f"{jobs} jobs of '{workload}' on {engines} emulated engines of {max_batch} slots, offered load {load:g}"
     note(f"{what}; {speed:g} emulated seconds pass per second")
     options: dict[str, Any] = {"emulate": engines, "max-batch": max_batch, "speed": speed, "workers": workers}
+    options["script"] = _LIVE
     with tempfile.TemporaryDirectory(prefix="llmsched-demo-") as profiles:
         _learn(source.applications, Path(profiles))
         options["profiles"] = profiles
-        runs, example = asyncio.run(_run(options, planned, names, speed, seed))
+        runs, example, live = asyncio.run(_run(options, planned, names, speed, seed))
     settings = {
         "workload": workload,
         "policies": names,
@@ -84,8 +87,9 @@ def demo(
     numbers = folder / "demo.json"
     numbers.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
     picture = report.plot(document, runs, folder, title=what)
+    _show_live(live, speed)
     if example is not None:
-        out.print("\nOne of the jobs, in emulated seconds:")
+        out.print("\nOne of the recorded jobs, in emulated seconds:")
         out.print(job_table(example, scale=speed))
     out.print()
     out.print(report.table(document))
@@ -110,8 +114,8 @@ def offered_load(planned: Sequence[Arrival], engines: int, max_batch: int) -> fl
 
 async def _run(
     options: dict[str, Any], planned: Sequence[Arrival], policies: Sequence[str], speed: float, seed: int
-) -> tuple[list[ReplayRun], dict[str, Any] | None]:
-    """One run per policy, and a job that shows what an application is."""
+) -> tuple[list[ReplayRun], dict[str, Any] | None, dict[str, Any]]:
+    """One run per policy, a recorded job that shows a plan unfold, and a live one."""
     async with embedded_service(options) as (url, died), Api(url) as api:
         note(f"the service listens on {url} until this ends (try {url}/docs and {url}/metrics)")
         await engines_ready(api)
@@ -120,10 +124,24 @@ async def _run(
             await asyncio.wait({comparing, died}, return_when=asyncio.FIRST_COMPLETED)
             if not comparing.done():
                 raise BackendError(f"the service has ended: {died.result()}")
-            return comparing.result(), await _example(api)
+            return comparing.result(), await _example(api), await _live(api)
         finally:
             comparing.cancel()
             await asyncio.gather(comparing, return_exceptions=True)
+
+
+async def _live(api: Api) -> dict[str, Any]:
+    """A job that asks the model for real, which answers from the application's script."""
+    job = await api.post("/v1/jobs", {"application": _LIVE, "input": {"question": _QUESTION}})
+    return await ended(api, job["id"])
+
+
+def _show_live(job: dict[str, Any], speed: float) -> None:
+    if job["status"] != "completed":
+        raise BackendError(f"the live job of {_LIVE} is {job['status']}: {job['error']}")
+    took = duration((job["finished_at"] - job["submitted_at"]) * speed)
+    out.print(f"\nA live job of {_LIVE} (the model plays a script): {_QUESTION}", highlight=False)
+    out.print(f"Answer: {job['result']['answer']}, after {job['result']['steps']} steps in {took}", highlight=False)
 
 
 async def _example(api: Api) -> dict[str, Any] | None:

@@ -69,7 +69,8 @@ def test_it_shows_a_comparison_and_writes_numbers_and_a_picture(tmp_path: Path) 
         assert process.returncode == 0, err
         assert processes(mark) == []
     assert re.search(r"^ fcfs +8 .*\n sjf +8 .*%.*\n llmsched-pool +8 .*%", out, re.MULTILINE), out
-    assert "One of the jobs, in emulated seconds" in out
+    assert "One of the recorded jobs, in emulated seconds" in out
+    assert re.search(r"^A live job of web_search .*\nAnswer: Rhine, after 4 steps in ", out, re.MULTILINE), out
     assert re.search(r"^ tools +dynamic +done", out, re.MULTILINE), out
     assert "offered load" in err
     assert "8/8 jobs done" in err
