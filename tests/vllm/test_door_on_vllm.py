@@ -31,7 +31,7 @@ async def test_an_agents_calls_are_one_job_with_the_tokens_that_vllm_counts(
     async with openai.AsyncOpenAI(
         base_url=f"{service.url}/v1", api_key="none", default_headers=group, max_retries=0
     ) as client:
-        assert [model.id async for model in client.models.list()] == [RealEngine.model]
+        assert [model.id async for model in client.models.list()] == ["llmsched", "llm", RealEngine.model]
         whole = await client.chat.completions.create(
             model=RealEngine.model, messages=ASKED, max_tokens=9, logprobs=True, top_logprobs=2, n=2
         )
