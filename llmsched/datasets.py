@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from typing import Any
 import orjson
 
 from llmsched.errors import InvalidInput
+
+#: Characters of a cell of CSV; Python's own limit of 131,072 is below what a long document has.
+_LONGEST_CELL = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +54,28 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(read, dict):
             raise InvalidInput(f"{path}, line {number} is no JSON object; is this the right file?", field="data")
         yield number, read
+
+
+def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each line of a CSV file that has exactly these columns; the number is that of its last line.
+
+    Raises InvalidInput, naming the line, for another file.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text(path), newline=""), strict=True)
+    try:
+        if (head := next(reader, [])) != list(columns):
+            raise InvalidInput(
+                f"{path}, line 1 has the columns {', '.join(head)[:80]!r}; this dataset begins with"
+                f" {','.join(columns)!r}",
+                field="data",
+            )
+        for row in reader:
+            if len(row) != len(columns):
+                raise InvalidInput(
+                    f"{path}, line {reader.line_num} has {len(row)} columns instead of {', '.join(columns)}",
+                    field="data",
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise InvalidInput(f"{path}, line {reader.line_num} is no CSV: {error}", field="data") from None

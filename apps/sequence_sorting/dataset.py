@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmsched import InvalidInput
-from llmsched.datasets import Sample, text
+from llmsched.datasets import Sample, rows
 
 _COLUMNS = ["ID", "Unsorted", "Sorted"]
 
@@ -19,24 +17,12 @@ def load(path: Path) -> Iterator[Sample]:
 
     Raises InvalidInput, naming file and line, for another format, and for a list that is not sorted as it claims.
     """
-    rows = csv.reader(io.StringIO(text(path), newline=""), strict=True)
-    try:
-        if (head := next(rows, [])) != _COLUMNS:
-            raise InvalidInput(
-                f"{path}, line 1 has the columns {', '.join(head)[:80]!r}; a file of lists begins with"
-                f" {','.join(_COLUMNS)!r}",
-                field="data",
-            )
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            if len(row) != len(_COLUMNS):
-                raise InvalidInput(f"{where} has {len(row)} columns instead of ID, Unsorted, Sorted", field="data")
-            unsorted, ordered = _numbers(where, "Unsorted", row[1]), _numbers(where, "Sorted", row[2])
-            if sorted(unsorted) != ordered:
-                raise InvalidInput(f"{where}: Sorted is not the list of Unsorted in ascending order", field="data")
-            yield Sample(row[0], {"numbers": unsorted}, ordered)
-    except csv.Error as error:
-        raise InvalidInput(f"{path}, line {rows.line_num} is no CSV: {error}", field="data") from None
+    for number, row in rows(path, _COLUMNS):
+        where = f"{path}, line {number}"
+        unsorted, ordered = _numbers(where, "Unsorted", row[1]), _numbers(where, "Sorted", row[2])
+        if sorted(unsorted) != ordered:
+            raise InvalidInput(f"{where}: Sorted is not the list of Unsorted in ascending order", field="data")
+        yield Sample(row[0], {"numbers": unsorted}, ordered)
 
 
 def _numbers(where: str, column: str, cell: str) -> list[int]:

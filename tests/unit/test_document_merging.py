@@ -130,10 +130,13 @@ HEAD = "id,problem,document1,document2,document3,document4\n"
     [
         (
             "ID,Unsorted,Sorted\n",
-            "line 1 has the columns 'ID, Unsorted, Sorted'; a file of documents begins with"
+            "line 1 has the columns 'ID, Unsorted, Sorted'; this dataset begins with"
             " 'id,problem,document1,document2,document3,document4'",
         ),
-        (HEAD + '0,p,"a\nb",c,d\n', "line 3 has 5 columns instead of 6"),
+        (
+            HEAD + '0,p,"a\nb",c,d\n',
+            "line 3 has 5 columns instead of id, problem, document1, document2, document3, document4",
+        ),
         (HEAD + "0,p,a,b,c,d\n1,p,a,  ,c,d\n", "line 3: document2 is empty"),
         (HEAD + '0,p,a,b,c,"d\n', "line 2 is no CSV: unexpected end of data"),
     ],

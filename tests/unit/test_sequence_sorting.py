@@ -114,8 +114,8 @@ def test_the_published_format_is_read_gzipped_or_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("", "line 1 has the columns ''; a file of lists begins with 'ID,Unsorted,Sorted'"),
-        ("id,set1,set2\n", "line 1 has the columns 'id, set1, set2'; a file of lists begins with 'ID,Unsorted,Sorted'"),
+        ("", "line 1 has the columns ''; this dataset begins with 'ID,Unsorted,Sorted'"),
+        ("id,set1,set2\n", "line 1 has the columns 'id, set1, set2'; this dataset begins with 'ID,Unsorted,Sorted'"),
         ('ID,Unsorted,Sorted\n0,"[2, 1]"\n', "line 2 has 2 columns instead of ID, Unsorted, Sorted"),
         (
             'ID,Unsorted,Sorted\n0,"[1]","[1]"\n1,two one,"[1, 2]"\n',
