@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import record
 import rig
 from rig import Figure
 
@@ -66,7 +67,12 @@ def main() -> None:
     parser.add_argument("--policies", default=",".join(n for n, p in POLICIES.items() if not p.is_oracle))
     options = parser.parse_args()
     print(rig.conditions())
-    rig.show(measure(options.traces, options.policies.split(","), options.jobs, options.load))
+    conditions = record.conditions()
+    figures = measure(options.traces, options.policies.split(","), options.jobs, options.load)
+    rig.show(figures)
+    told = [figure for figure in figures if figure.goal is not None or "paper" in figure.name]
+    command = f"python benchmarks/decisions.py{' --traces DIR' if options.traces else ''}"
+    record.save("decisions", f"One decision, simulated, load {options.load:g}", command, told, conditions)
 
 
 if __name__ == "__main__":

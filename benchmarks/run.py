@@ -1,14 +1,14 @@
-"""Runs every benchmark and prints one table: figure, value, goal, verdict, and the conditions they were taken under.
+"""Runs the benchmarks of the service and prints one table: figure, value, goal, verdict, and the conditions.
 
     python benchmarks/run.py [--quick] [--only NAME,NAME]
 
-Exit status 1 if a goal is missed. --quick takes a tenth of the work: to see that everything runs, not to quote.
+Puts the figures on record (docs/benchmarks.md). Exit status 1 if a goal is missed. --quick takes a tenth of the work:
+to see that everything runs, not to quote, and not for the record.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from collections.abc import Callable
 import added_latency
 import core
 import in_flight
+import record
 import restart
 import rig
 import throughput
@@ -58,10 +59,12 @@ def main() -> int:
         if name not in BENCHMARKS:
             parser.error(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
         title, full, quick = BENCHMARKS[name]
-        began, load = time.perf_counter(), os.getloadavg()[0]
+        began, conditions = time.perf_counter(), record.conditions()
         figures = (quick if options.quick else full)()
+        if not options.quick:
+            record.save(name, title, f"python benchmarks/run.py --only {name}", figures, conditions)
         missed += sum(not figure.is_met for figure in figures)
-        print(f"\n{title} ({time.perf_counter() - began:.0f} s, load before {load:.1f})")
+        print(f"\n{title} ({time.perf_counter() - began:.0f} s, load before {conditions['load']:g})")
         rig.show(figures)
     print(f"\n{missed} goals missed" if missed else "\nevery goal met")
     return 1 if missed else 0

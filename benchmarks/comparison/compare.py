@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,10 @@ import page
 from cells import COMPARED, LOAD, MORE_LOADS, ORACLES, WORKLOADS, Cell, read, run
 
 from llmsched.errors import LlmschedError
+
+sys.path.append(str(Path(__file__).parents[1]))
+import record
+from rig import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "comparison.md").write_text(page.page(founds, images, docs, _conditions()))
     print(f"written: {docs / 'comparison.md'}")
+    if given.out == ROOT:
+        figures = [Figure(*told) for told in page.headline(founds)]
+        title = f"Mean completion time of the default policy, simulated, load {LOAD:g}"
+        record.save("comparison", title, "make bench", figures, record.conditions(results))
     return 0
 
 

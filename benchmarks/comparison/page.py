@@ -76,6 +76,24 @@ slowed down alike. *Request*: mean seconds of an LLM call from the moment it cou
 about."""
 
 
+def headline(founds: Mapping[Cell, Found]) -> list[tuple[str, float, str]]:
+    """What the page comes down to: the default against `fcfs` and against the best other policy, by workload.
+
+    Name, change of the mean completion time, and its unit.
+    """
+    told = []
+    for source, title in NAMES.items():
+        for workload, found in _at({c: f for c, f in founds.items() if c.source == source}).items():
+            if not found.has(DEFAULT_POLICY, "fcfs"):
+                continue
+            told.append((f"{title}, {workload}: against `fcfs`", found.change(DEFAULT_POLICY, "fcfs")[0], "%"))
+            others = [p for p in found.runs if p not in (*ORACLES, DEFAULT_POLICY) and found.has(p, DEFAULT_POLICY)]
+            best = min(others, key=found.mean)
+            by = found.change(DEFAULT_POLICY, best)[0]
+            told.append((f"{title}, {workload}: against the best other, `{best}`", by, "%"))
+    return told
+
+
 def _at(founds: Mapping[Cell, Found], load: float = LOAD) -> dict[str, Found]:
     return {c.workload: f for w in WORKLOADS for c, f in founds.items() if c[1:] == (w, load) and any(f.runs.values())}
 

@@ -782,7 +782,7 @@ def test_latency_curves_are_read_by_name_or_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
     path.write_text(json.dumps(QUICK.to_json()))
     assert read_latency_curve(str(path)) == QUICK
-    with pytest.raises(InvalidInput, match="known: generic-7b, instant"):
+    with pytest.raises(InvalidInput, match="known: generic-7b, llama2-7b-h800, instant"):
         read_latency_curve("generic-70b")
     with pytest.raises(InvalidInput, match="there is no latency file"):
         read_latency_curve(str(tmp_path / "gone.json"))
