@@ -163,6 +163,7 @@ class Settings(BaseSettings):
     #: Interpreter that has vLLM, where it is not this one.
     launch_python: Path | None = None
     emulate: int = Field(default=0, ge=0, le=1024)
+    #: Of emulated engines, and what policies and estimators turn tokens into seconds with: a name or a file.
     latency: str = "generic-7b"
     #: What emulated engines answer: a file of rules, module:function, an application, or `apps`.
     script: str | None = None

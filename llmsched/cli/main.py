@@ -9,14 +9,9 @@ from typing import Annotated
 import typer
 
 from llmsched import __version__
-from llmsched.cli import apps, client, demo, fit, local, replay, run, serve, simulate, train
+from llmsched.cli import apps, calibrate, client, demo, fit, local, replay, run, serve, simulate, train
 from llmsched.cli.console import complain
 from llmsched.errors import InvalidInput, LlmschedError
-
-#: Commands whose names are taken, and what they will do.
-PLANNED = {
-    "calibrate": "measure the latency curve of an engine",
-}
 
 app = typer.Typer(
     name="llmsched",
@@ -26,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     add_completion=False,
 )
-for part in (serve, client, apps, local, run, replay, simulate, demo, fit, train):
+for part in (serve, client, apps, local, run, replay, simulate, demo, fit, calibrate, train):
     part.register(app)
 
 
@@ -38,21 +33,6 @@ def _top(
     if version:
         print(__version__)
         raise typer.Exit
-
-
-def _plan(name: str, purpose: str) -> None:
-    @app.command(
-        name,
-        hidden=True,
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    )
-    def planned(context: typer.Context) -> None:
-        raise InvalidInput(f"llmsched {name} ({purpose}) is not part of this version yet; see llmsched --help")
-
-
-for _name, _purpose in PLANNED.items():
-    _plan(_name, _purpose)
 
 
 def main() -> None:

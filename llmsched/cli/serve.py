@@ -30,7 +30,10 @@ def serve(
     speed: Annotated[float | None, typer.Option(help="Emulated engines and recorded tools run X times faster.")] = None,
     latency: Annotated[
         str | None,
-        typer.Option(help="Latency curve of emulated engines: a name or a JSON file.", show_default="generic-7b"),
+        typer.Option(
+            help="Latency curve that policies go by, and emulated engines: a name or a file of calibrate.",
+            show_default="generic-7b",
+        ),
     ] = None,
     script: Annotated[
         str | None,
@@ -122,7 +125,7 @@ def emulate(
     port: Annotated[int, typer.Option(help="Port of the first engine; 0 picks free ones.")] = 8100,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     engines: Annotated[int, typer.Option(help="Engines in this process, on successive ports.")] = 1,
-    latency: Annotated[str, typer.Option(help="Latency curve: a name or a JSON file.")] = "generic-7b",
+    latency: Annotated[str, typer.Option(help="Latency curve: a name or a file of calibrate.")] = "generic-7b",
     max_batch: Annotated[int, typer.Option(help="Requests an engine runs at once.")] = 16,
     speed: Annotated[float, typer.Option(help="Run so many times faster.")] = 1.0,
     model: Annotated[str, typer.Option(help="Name of the model it claims to serve.")] = "emulated",

@@ -12,7 +12,9 @@ submit ──► waiting ──► prefilling ──► decoding ──► finis
 * The server has `max_batch` slots; a sequence holds one from admission to its end. The queue is ordered
   by (priority, order of arrival), the lowest priority number first, as in vLLM. Nothing is preempted.
 * A sequence first reads its prompt, less what the server has cached of it, for `curve.prefill(tokens)`
-  seconds. Prefill is chunked: it delays its own sequence and nobody else, and does not count in the batch b.
+  seconds, and does not count in the batch b meanwhile. It delays itself and nobody else, unless the curve says
+  `prefill_stalls`: then prompts are read one after the other, and nobody decodes until the last of them is read.
+  That is what an engine does whose steps are full of prompts: a step then takes as much longer for everybody.
 * Then it decodes. All b decoding sequences get one token every l(b) seconds, continuously (a fluid: half
   a period is half a token), so that alone it takes prefill + output_tokens × l(1), the reference work.
 
@@ -105,10 +107,12 @@ class DecodingServer:
         #: V was `_anchor_tokens` at `_anchor_at`, and b has not changed since
         self._anchor_at = -inf
         self._anchor_tokens = 0.0
-        #: l(b), seconds per virtual token
+        #: l(b), seconds per virtual token; inf while nobody decodes
         self._pace = inf
         #: finished, not yet told
         self._finished: list[tuple[str, float]] = []
+        #: where prefill stalls: when all prompts that are here will have been read
+        self._read_at = -inf
 
     @property
     def batch(self) -> int:
@@ -156,6 +160,10 @@ class DecodingServer:
         elif sequence.admitted_at is not None:
             self._prefilling = [entry for entry in self._prefilling if entry[2] is not sequence]
             heapify(self._prefilling)
+            if self.curve.prefill_stalls:  # others that come after it keep their moments; nobody new waits for it
+                self._anchor(now, self._tokens(now))
+                self._read_at = max((ready_at for ready_at, *_ in self._prefilling), default=now)
+                self._repace()
         else:
             self._waiting -= 1
             if len(self._queue) > 2 * self._waiting + 64:  # mostly aborted ones: keep memory bounded
@@ -199,6 +207,8 @@ class DecodingServer:
         if sequence.decoding_at is None or sequence.finished_at is not None:
             return None
         point = sequence.finish_point - sequence.output_tokens + tokens
+        if self._pace == inf:
+            return self._read_at + (point - self._anchor_tokens) * self.curve.decode(len(self._decoding))
         return max(now, self._anchor_at + (point - self._anchor_tokens) * self._pace)
 
     # The mechanics below know nothing of ids, only of moments.
@@ -225,7 +235,7 @@ class DecodingServer:
 
     def _next(self) -> float:
         prefilled = self._prefilling[0][0] if self._prefilling else inf
-        if not self._decoding:
+        if not self._decoding or self._pace == inf:
             return prefilled
         finished = self._anchor_at + (self._decoding[0][0] - self._anchor_tokens) * self._pace
         return min(prefilled, finished)
@@ -235,6 +245,10 @@ class DecodingServer:
         if self._cached is not None:
             sequence.cached_tokens = self._cached(sequence)
         ready_at = at + self.curve.prefill(sequence.prompt_tokens - sequence.cached_tokens)
+        if self.curve.prefill_stalls:
+            ready_at = self._read_at = ready_at + max(0.0, self._read_at - at)
+            self._anchor(at, self._tokens(at))
+            self._pace = inf
         heappush(self._prefilling, (ready_at, sequence.number, sequence))
 
     def _fill(self, at: float) -> None:
@@ -280,4 +294,5 @@ class DecodingServer:
         self._anchor_tokens = tokens if self._decoding else 0.0  # small numbers round less
 
     def _repace(self) -> None:
-        self._pace = self.curve.decode(len(self._decoding)) if self._decoding else inf
+        is_stalled = self.curve.prefill_stalls and bool(self._prefilling)
+        self._pace = self.curve.decode(len(self._decoding)) if self._decoding and not is_stalled else inf

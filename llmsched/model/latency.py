@@ -3,7 +3,7 @@
 A continuous-batching engine computes one token for each of the b running sequences per iteration, and an
 iteration gets slower as b grows: l(b) seconds. The curve is a table, linear between its points and
 extended beyond the last one with the slope of the last segment; a table of one point is a constant.
-`calibrate` measures one and writes the JSON of `LatencyCurve.to_json`.
+`calibrate` measures one and writes the JSON of `LatencyCurve.to_json`, with what it saw as a `Measurement`.
 
 *Reference work* of a call is what it takes alone: prefill + output tokens × l(1).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -21,6 +21,81 @@ from llmsched.errors import InvalidInput, UnknownName
 
 #: The one curve that may cost nothing: replies come at once, whatever the batch.
 INSTANT = "instant"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The mean of so many runs, and its 95 % interval.
+
+    Raises InvalidInput unless 0 ≤ low ≤ mean ≤ high, all finite.
+    """
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.high) and 0 <= self.low <= self.mean <= self.high and self.runs >= 1):
+            raise InvalidInput(
+                f"what was measured must be 0 ≤ low ≤ mean ≤ high, not {self.low:g}, {self.mean:g}, {self.high:g} "
+                f"in {self.runs} runs",
+                field="measurement",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a curve was made of: seconds as they were measured, and where, when and how, for people."""
+
+    engine: str
+    model: str
+    #: what the engine runs on
+    machine: str
+    #: ISO 8601
+    date: str
+    method: str
+    #: by batch size: seconds per token; the curve may differ where these fall
+    decode: tuple[tuple[int, Measured], ...]
+    #: seconds per prompt token
+    prefill: Measured
+    #: seconds until the first token that do not depend on the prompt: network, queue, one step
+    first_token: float
+
+    def to_json(self) -> dict[str, Any]:
+        texts = {name: getattr(self, name) for name in _TEXTS}
+        prefill = self.prefill
+        return texts | {
+            "decode": [[b, seen.mean, seen.low, seen.high, seen.runs] for b, seen in self.decode],
+            "prefill": [prefill.mean, prefill.low, prefill.high, prefill.runs],
+            "first_token": self.first_token,
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> Measurement:
+        """Read what `to_json` wrote. Raises InvalidInput."""
+        known = (*_TEXTS, "decode", "prefill", "first_token")
+        if not isinstance(document, Mapping) or set(document) != set(known):
+            raise InvalidInput(f"a measurement is a JSON object with {', '.join(known)}", field="measurement")
+        decode, prefill, first_token = document["decode"], document["prefill"], document["first_token"]
+        if not (
+            all(isinstance(document[name], str) for name in _TEXTS)
+            and isinstance(decode, list)
+            and all(isinstance(row, list) and _is_count(row[:1]) and _is_measured(row[1:]) for row in decode)
+            and _is_measured(prefill)
+            and _is_number(first_token)
+        ):
+            raise InvalidInput(
+                "a measurement has texts, rows [batch size, mean, low, high, runs] in decode, "
+                "[mean, low, high, runs] in prefill and a number in first_token",
+                field="measurement",
+            )
+        texts = {name: document[name] for name in _TEXTS}
+        rows = tuple((row[0], Measured(*row[1:])) for row in decode)
+        return cls(**texts, decode=rows, prefill=Measured(*prefill), first_token=float(first_token))
+
+
+_TEXTS = ("engine", "model", "machine", "date", "method")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +111,11 @@ class LatencyCurve:
     points: tuple[tuple[int, float], ...]
     #: where the numbers come from, for people: a formula, an engine and its hardware
     source: str = ""
+    #: what it was made of, if it was measured
+    measurement: Measurement | None = None
+    #: whether prompts are read one after the other and nobody decodes meanwhile, as on a real engine; else each prompt
+    #: is read at full speed beside everything else, the simplification of the LLMSched paper
+    prefill_stalls: bool = False
     _decode: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -76,19 +156,22 @@ class LatencyCurve:
     def to_json(self) -> dict[str, Any]:
         """The file format of `calibrate`; an infinite prefill speed is null."""
         finite = math.isfinite(self.prefill_tokens_per_s)
-        return {
+        document: dict[str, Any] = {
             "name": self.name,
             "prefill_tokens_per_s": self.prefill_tokens_per_s if finite else None,
             "decode": [[b, seconds] for b, seconds in self.points],
             "source": self.source,
         }
+        if self.prefill_stalls:
+            document["prefill_stalls"] = True
+        return document if self.measurement is None else document | {"measurement": self.measurement.to_json()}
 
     @classmethod
     def from_json(cls, document: Any) -> LatencyCurve:
         """Read what `to_json` wrote. Raises InvalidInput that names the field."""
         if not isinstance(document, Mapping):
             raise InvalidInput("a latency curve is a JSON object with name, prefill_tokens_per_s and decode")
-        known = ("name", "prefill_tokens_per_s", "decode", "source")
+        known = ("name", "prefill_tokens_per_s", "decode", "source", "measurement", "prefill_stalls")
         for key in document:
             if key not in known:
                 raise UnknownName.of("field of a latency curve", str(key), known, field=str(key))
@@ -111,7 +194,15 @@ class LatencyCurve:
                 f"latency curve {name!r}: decode must be a list of [batch size, seconds per token]",
                 field="decode",
             )
-        return cls(name, float(speed), tuple((b, float(seconds)) for b, seconds in table), source)
+        told = document.get("measurement")
+        measurement = None if told is None else Measurement.from_json(told)
+        stalls = document.get("prefill_stalls", False)
+        if not isinstance(stalls, bool):
+            raise InvalidInput(
+                f"latency curve {name!r}: prefill_stalls must be true or false, not {stalls!r}", field="prefill_stalls"
+            )
+        points = tuple((b, float(seconds)) for b, seconds in table)
+        return cls(name, float(speed), points, source, measurement, stalls)
 
     def _interpolate(self, b: int) -> float:
         assert b >= 1, f"a batch of {b}"
@@ -156,14 +247,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_count(value: Sequence[Any]) -> bool:
+    return len(value) == 1 and isinstance(value[0], int) and not isinstance(value[0], bool)
+
+
 def _is_point(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and isinstance(value[0], int)
-        and not isinstance(value[0], bool)
-        and _is_number(value[1])
-    )
+    return isinstance(value, list | tuple) and len(value) == 2 and _is_count(value[:1]) and _is_number(value[1])
+
+
+def _is_measured(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value[:3])) and _is_count(value[3:])
 
 
 GENERIC_7B = LatencyCurve.affine(
@@ -174,7 +267,17 @@ GENERIC_7B = LatencyCurve.affine(
     source="10 ms x (1 + 0.03 (b - 1)) per token: the shape of a 7B model on one data-centre GPU",
 )
 
+LLAMA2_7B_H800 = LatencyCurve.affine(
+    "llama2-7b-h800",
+    alone=0.00765,
+    growth=0.036,
+    prefill_tokens_per_s=29_000.0,
+    source="derived, not measured: a roofline of Llama-2-7B in fp16 on an 80 GB Hopper GPU with HBM3 (H800 SXM) at a "
+    "mean context of 1,000 tokens; see docs/calibration.md",
+)
+
 LATENCY_CURVES: dict[str, LatencyCurve] = {
     GENERIC_7B.name: GENERIC_7B,
+    LLAMA2_7B_H800.name: LLAMA2_7B_H800,
     INSTANT: LatencyCurve(INSTANT, math.inf, ((1, 0.0),), "no time at all, for tests of everything else"),
 }

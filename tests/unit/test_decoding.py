@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -47,6 +47,34 @@ def test_alone_a_call_takes_its_reference_work() -> None:
     assert (sequence.arrived_at, sequence.admitted_at, sequence.decoding_at) == (2.0, 2.0, 2.5)
     assert sequence.finished_at == at
     assert (server.batch, server.running, server.next_event()) == (0, 0, None)
+
+
+def test_where_prefill_stalls_nobody_decodes_while_a_prompt_is_read() -> None:
+    server = DecodingServer(replace(CURVE, prefill_stalls=True), 4)
+    server.submit("a", prompt_tokens=50, output_tokens=10, now=0.0)
+    server.submit("b", prompt_tokens=100, output_tokens=2, now=0.7)
+    # a decodes from 0.5, has 2 tokens at 0.7 and no more until b is read at 1.7; then both take 0.15 s per token
+    assert server.progress("a", 0.7) == near(2.0)
+    assert server.progress("a", 1.5) == near(2.0)
+    assert server.reaches("a", 3, 1.5) == near(1.8)  # as if b never decoded
+    assert drain(server) == [("b", near(2.0)), ("a", near(2.6))]
+
+
+def test_where_prefill_stalls_prompts_are_read_one_after_the_other() -> None:
+    server = DecodingServer(replace(CURVE, prefill_stalls=True), 4)
+    a, b, c = (server.submit(id, prompt_tokens=50, output_tokens=1, now=0.0) for id in "abc")
+    assert drain(server) == [(id, near(1.5 + 0.2)) for id in "abc"]
+    assert [s.decoding_at for s in (a, b, c)] == [near(0.5), near(1.0), near(1.5)]
+
+
+def test_an_aborted_prompt_stalls_nobody() -> None:
+    server = DecodingServer(replace(CURVE, prefill_stalls=True), 4)
+    server.submit("a", prompt_tokens=0, output_tokens=10, now=0.0)
+    server.submit("b", prompt_tokens=500, output_tokens=10, now=0.5)
+    assert server.abort("b", 0.7)
+    server.submit("c", prompt_tokens=0, output_tokens=1, now=0.7)
+    # a has 5 tokens at 0.5 and still at 0.7; 0.15 s for one with c, 0.4 s for the last four
+    assert drain(server) == [("c", near(0.85)), ("a", near(1.25))]
 
 
 def test_what_is_cached_of_a_prompt_is_asked_when_a_slot_is_free_and_costs_no_prefill() -> None:

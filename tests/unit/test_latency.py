@@ -109,3 +109,11 @@ def test_a_bad_file_is_told_by_field(change: dict[str, object], field: str) -> N
 def test_a_file_must_hold_an_object() -> None:
     with pytest.raises(InvalidInput, match="a latency curve is a JSON object"):
         LatencyCurve.from_json([1, 2])
+
+
+def test_a_curve_may_say_that_prefill_stalls() -> None:
+    curve = LatencyCurve("stalls", 100.0, ((1, 0.1),), prefill_stalls=True)
+    assert LatencyCurve.from_json(curve.to_json()) == curve
+    assert "prefill_stalls" not in GENERIC_7B.to_json()
+    with pytest.raises(InvalidInput, match="prefill_stalls must be true or false, not 1"):
+        LatencyCurve.from_json(curve.to_json() | {"prefill_stalls": 1})
