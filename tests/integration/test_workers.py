@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import textwrap
 import time
@@ -22,6 +24,7 @@ import uvloop
 
 from llmsched.errors import InvalidSetting
 from llmsched.runtime.tools.handlers import HandlerRegistry, TaskContext, build_registry
+from llmsched.runtime.tools.worker_process import HEADER
 from llmsched.runtime.tools.workers import InlineWorkers, ProcessWorkers, WorkerError, WorkerPool, WorkerTask
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -581,6 +584,45 @@ async def test_nothing_outlives_a_killed_service(tmp_path: Path) -> None:
     process.kill()
     await process.wait()
     await until(lambda: all(is_gone(pid) for pid in pids))
+
+
+@linux_only
+async def test_a_handler_that_returns_to_a_dead_service_makes_no_noise(tmp_path: Path) -> None:
+    """Its keeper is stopped here: it would kill the runner, most of the time before the handler returns."""
+    (tmp_path / "late.py").write_text(
+        textwrap.dedent("""
+            import os, pathlib, signal, time
+
+            def late(arguments):
+                os.kill(os.getppid(), signal.SIGSTOP)
+                pathlib.Path(arguments["began"]).write_text(str(os.getpid()))
+                while not os.path.exists(arguments["service_is_dead"]):
+                    time.sleep(0.01)
+        """)
+    )
+    ours, theirs = socket.socketpair()
+    program = "import sys; from llmsched.runtime.tools.worker_process import main; main(int(sys.argv[1]), None, 1000)"
+    with ours, theirs, (tmp_path / "said").open("wb") as said:
+        worker = subprocess.Popen(  # noqa: ASYNC220 (returns at once)
+            [sys.executable, "-c", program, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stderr=said,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        )
+        theirs.close()
+        context = {"job_id": "", "stage": "", "index": 0, "attempt": 1, "idempotency_key": ""}
+        arguments = {"began": str(tmp_path / "began"), "service_is_dead": str(tmp_path / "dead")}
+        call = {"call": ["late", "late"], "arguments": arguments, "context": context}
+        for question in ({"load": ["late", "late"]}, call):
+            body = json.dumps(question).encode()
+            ours.sendall(HEADER.pack(len(body)) + body)
+        runner = await pid_in(tmp_path / "began")
+        assert ours.recv(1000) == HEADER.pack(15) + b'{"result":null}'
+    (tmp_path / "dead").touch()
+    await until(lambda: is_gone(runner))
+    worker.send_signal(signal.SIGCONT)
+    await until(lambda: worker.poll() is not None)
+    assert (worker.returncode, (tmp_path / "said").read_text()) == (0, "")
 
 
 async def test_processes_work_in_uvloop(registry: HandlerRegistry, tmp_path: Path) -> None:

@@ -61,7 +61,11 @@ def main(fd: int, memory_mib: int | None, max_result_bytes: int) -> None:
         return
     if memory_mib is not None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
-    with open(fd, "rb", closefd=False) as calls, open(fd, "wb", closefd=False) as answers:
+    with (
+        suppress(ConnectionError),  # the service is gone, or waits no more: the keeper is about to kill us
+        open(fd, "rb", closefd=False) as calls,
+        open(fd, "wb", closefd=False) as answers,
+    ):
         _serve(calls, answers, max_result_bytes)
 
 
