@@ -37,11 +37,15 @@ class ReplayRun(Run):
 
     lag: list[float] = field(default_factory=list)
 
+    @property
+    def lag_ms(self) -> dict[str, float]:
+        """Of all jobs: p50, p99 and max, in milliseconds."""
+        quantiles = np.percentile(self.lag or [0.0], [50, 99, 100]) * 1000
+        return dict(zip(("p50", "p99", "max"), quantiles.tolist(), strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """One entry of `runs` in the replay contract."""
-        lag_p50, lag_max = np.percentile(self.lag, [50, 100]).tolist() if self.lag else (0.0, 0.0)
-        lag = {"p50": lag_p50 * 1000, "max": lag_max * 1000}
-        return {**Run.to_json(self), "send_lag_ms": lag}  # a dataclass with slots has no argument-free super()
+        return {**Run.to_json(self), "send_lag_ms": self.lag_ms}  # a dataclass with slots has no argument-free super()
 
 
 async def replay(

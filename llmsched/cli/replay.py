@@ -61,7 +61,7 @@ def replay(
     """
     if not speed > 0:
         raise InvalidInput(f"--speed is {speed}; it must be above 0")
-    is_recorded = not arrivals.startswith(("poisson", "gamma"))
+    is_recorded = arrivals.partition(":")[0] not in ("poisson", "gamma")
     if rate is None and not is_recorded:
         rate = _RATE
     planned = Workload.load(workload, traces).arrivals(jobs, rate, seed, arrivals)
@@ -86,6 +86,12 @@ def replay(
     }
     document = to_json(settings, runs)
     out.print(report.table(document))
+    for run in runs:
+        note(
+            "{}: jobs were sent {p50:.1f} ms late (median; P99 {p99:.1f}, at most {max:.1f} ms)".format(
+                run.policy, **run.lag_ms
+            )
+        )
     if json_file is not None:
         json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
         note(f"numbers: {json_file}")
