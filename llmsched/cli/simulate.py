@@ -93,6 +93,16 @@ def simulate(
     losses: Annotated[
         bool, typer.Option("--losses", help="Lose every engine for 30 s, every 300 s on average.")
     ] = False,
+    shared_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--shared-prefixes", help="Calls of one stage share their prompt, as recorded jobs do on a prefix cache."
+        ),
+    ] = False,
+    overhead: Annotated[
+        float,
+        typer.Option(help="Seconds that a call holds its slot beyond what its engine needs: your service's part."),
+    ] = 0.0,
     parallel: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default as many as there are processors.")
     ] = None,
@@ -122,6 +132,8 @@ def simulate(
             raise InvalidInput(f"there is no folder {str(path)!r} to write into; make it first")
     if not 0 <= failures < 1:
         raise InvalidInput(f"--failures is {failures:g}; it must be a probability, from 0 to below 1")
+    if not 0 <= overhead < 3600:
+        raise InvalidInput(f"--overhead is {overhead:g}; it must be seconds, 0 or more")
     choices = parse_policies(policy)
     curve = read_latency_curve(latency)
     is_recorded = not arrivals.startswith(("poisson", "gamma"))
@@ -154,6 +166,8 @@ def simulate(
         process=process,
         failures=failures,
         losses=losses,
+        shared_prefixes=shared_prefixes,
+        overhead=overhead,
         gantt=_GANTT if plot is not None else 0,
     )
     comparison.check()
@@ -183,6 +197,8 @@ def simulate(
         "latency": curve.to_json(),
         "failures": failures,
         "losses": losses,
+        "shared_prefixes": shared_prefixes,
+        "overhead": overhead,
         "intervals_over": "seeds" if seeds > 1 else "jobs",
         "version": __version__,
     }

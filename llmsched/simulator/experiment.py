@@ -346,7 +346,9 @@ class Comparison:
 
     knowledge: what profiles know, None: nothing. lengths: predicts the lengths of answers, None: the model that ships.
     prompts: what policies may see of the jobs' prompts. failures: probability that an attempt fails. losses: whether
-    engines are lost. gantt: of how many first jobs the first seed of each load keeps its spans.
+    engines are lost. shared_prefixes: whether prompts of one stage begin alike and engines cache that. overhead:
+    seconds that a call holds its slot beyond what its engine needs. gantt: of how many first jobs the first seed of
+    each load keeps its spans.
     """
 
     workload: Workload
@@ -360,6 +362,8 @@ class Comparison:
     process: str | Sequence[float] = "poisson"
     failures: float = 0.0
     losses: bool = False
+    shared_prefixes: bool = False
+    overhead: float = 0.0
     gantt: int = 0
     lengths: Model | None = None
     prompts: Prompts | None = None
@@ -390,7 +394,15 @@ class Comparison:
         """The machines of a run whose last job arrives after `span` seconds."""
         losses = _losses(seed, len(sizing.engines), 4 * span + 3600) if self.losses else ()
         return Setup(
-            sizing.engines, sizing.workers, self.curve, sizing.llm_pool, losses, failures=self.failures, seed=seed
+            sizing.engines,
+            sizing.workers,
+            self.curve,
+            sizing.llm_pool,
+            losses,
+            failures=self.failures,
+            shared_prefixes=self.shared_prefixes,
+            overhead=self.overhead,
+            seed=seed,
         )
 
     def run(

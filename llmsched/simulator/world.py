@@ -9,11 +9,14 @@ the next; everything that is due at one moment is one batch, and its commands ar
 * the last task of a stage reveals what follows from it, in the same batch, exactly as the service does it;
 * a dispatch with `max_tokens` is a slice: it ends after so many tokens with `SliceEnded`, and the next one of the task
   prefills the prompt and what was generated again, less what `prefix_cache` holds of it;
+* with `shared_prefixes` calls of one stage begin alike, as those of recorded jobs do on an engine with a prefix cache:
+  of a prompt only what is beyond the longest one that the stage had there is prefilled;
+* an LLM call holds its slot for `overhead` seconds more than its engine needs: the service and the network;
 * engines are lost and come back as `losses` say; an attempt fails with probability `failures`, halfway through.
 
 The same seed gives the same faults to every policy: a draw belongs to (job, stage, task, attempt), not to a moment.
 A moment at which only a prefill ends changes nothing that a scheduler knows, so it is no batch.
-Deliberately absent: the network, the latency of the scheduler itself, KV caches that fill, prefixes shared by tasks.
+Deliberately absent: the network, the latency of the scheduler itself, KV caches that fill.
 """
 
 from __future__ import annotations
@@ -54,6 +57,9 @@ from llmsched.model.unfolding import RecordedUnfolding
 from llmsched.scheduler import Scheduler
 from llmsched.workloads import Arrival, Prompts
 
+#: What a prefix cache keeps is a multiple of this, as in vLLM.
+_BLOCK_TOKENS = 16
+
 
 class EngineLoss(NamedTuple):
     """The `engine`-th engine of the pool is gone at `at` and back `down` seconds later (inf: never)."""
@@ -79,6 +85,10 @@ class Setup:
     failures: float = 0.0
     #: Share of a sliced task's earlier tokens that need no second prefill.
     prefix_cache: float = 1.0
+    #: Whether the prompts of one stage have their beginning in common, and engines cache it.
+    shared_prefixes: bool = False
+    #: Seconds between the engine's last token and the scheduler's hearing of it, and on the way there, together.
+    overhead: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,6 +99,8 @@ class Setup:
                 raise InvalidInput(f"pool {pool!r} has {slots} workers; it must be 0 or more", field="workers")
         if not 0 <= self.failures < 1:
             raise InvalidInput(f"failures is {self.failures:g}; it must be a probability below 1", field="failures")
+        if not 0 <= self.overhead < inf:
+            raise InvalidInput(f"overhead is {self.overhead:g}; it must be a number of seconds, 0 or more")
         if not 0 <= self.prefix_cache <= 1:
             raise InvalidInput(f"prefix_cache is {self.prefix_cache:g}; it must be a share, 0 to 1")
         for loss in self.losses:
@@ -134,7 +146,7 @@ class _Running(NamedTuple):
 class _Job:
     """What the world knows of an unfinished job."""
 
-    __slots__ = ("asked_at", "generated", "left", "number", "ran", "unfolding")
+    __slots__ = ("asked_at", "generated", "left", "number", "prefixes", "ran", "unfolding")
 
     def __init__(self, number: int, unfolding: RecordedUnfolding) -> None:
         self.number = number
@@ -147,10 +159,18 @@ class _Job:
         self.generated: dict[TaskRef, int] = {}
         #: Seconds that these slices took.
         self.ran: dict[TaskRef, float] = {}
+        #: (stage, engine) -> tokens of the longest prompt that went there.
+        self.prefixes: dict[tuple[str, int], int] = {}
 
     def learn(self, reveals: Iterable[Reveal]) -> None:
         for spec, prompt_tokens, _ in reveals:
             self.left[spec.name] = len(prompt_tokens)
+
+    def cached(self, stage: str, engine: int, prompt_tokens: int) -> int:
+        """Of a prompt that goes to an engine now, the tokens it has: whole blocks, and never the last token."""
+        longest = self.prefixes.get((stage, engine), 0)
+        self.prefixes[stage, engine] = max(longest, prompt_tokens)
+        return max(0, min(longest, prompt_tokens - 1)) // _BLOCK_TOKENS * _BLOCK_TOKENS
 
     def forget(self, ref: TaskRef) -> tuple[int, float]:
         """Tokens and seconds of a task's earlier slices, which count no more."""
@@ -205,7 +225,7 @@ class World:
         #: (next event of the server, engine); an entry that is not what `_due` says is skipped.
         self._engine_heap: list[tuple[float, int]] = []
         self._due = [inf] * len(setup.engines)
-        #: (end, counter, task, attempt); an attempt that was given up is skipped.
+        #: (end, counter, task, attempt), also of calls that the engine has answered; given up attempts are skipped.
         self._worker_heap: list[tuple[float, int, TaskRef, int]] = []
         self._faults: list[tuple[float, int, Event]] = []
         self._counter = 0
@@ -303,7 +323,7 @@ class World:
             if due == self._due[engine]:
                 for id, _ in self._servers[engine].advance(at):
                     if (ref := self._sequences.get(id)) is not None:
-                        self._ended(ref, at, events)
+                        self._answered(ref, at, events)
                 self._plan(engine)
         while self._worker_heap and self._worker_heap[0][0] <= at:
             _, _, ref, attempt = heappop(self._worker_heap)
@@ -375,6 +395,8 @@ class World:
         if fails:
             tokens = max(1, tokens // 2)
         prompt = round((task.prompt_tokens + had) * (1 - self.setup.prefix_cache)) if had else task.prompt_tokens
+        if self.setup.shared_prefixes and not had:
+            prompt -= job.cached(ref.stage, engine, prompt)
         id = str(self._counter)
         self._running[ref] = _Running(command, at, tokens, fails, id)
         self._sequences[id] = ref
@@ -388,6 +410,17 @@ class World:
             self._due[engine] = due
             if due < inf:
                 heappush(self._engine_heap, (due, engine))
+
+    def _answered(self, ref: TaskRef, at: float, events: list[Event]) -> None:
+        """The engine is done with an attempt; the scheduler hears of it now or a little later."""
+        if not self.setup.overhead:
+            self._ended(ref, at, events)
+            return
+        running = self._running[ref]
+        del self._sequences[running.sequence]
+        self._running[ref] = running._replace(sequence="")
+        self._counter += 1
+        heappush(self._worker_heap, (at + self.setup.overhead, self._counter, ref, running.command.attempt))
 
     def _ended(self, ref: TaskRef, at: float, events: list[Event]) -> None:
         """The world is done with an attempt; what the scheduler hears of it."""
@@ -432,7 +465,7 @@ class World:
             return  # ended in this very batch, or went down with its engine
         self._close(ref, at)
         engine = self._engine_of.get(running.command.executor)
-        if engine is not None:
+        if engine is not None and running.sequence:
             self._servers[engine].abort(running.sequence, at)
             self._plan(engine)
 
@@ -442,6 +475,8 @@ class World:
         for ref in [ref for ref, running in self._running.items() if running.command.executor == executor]:
             self._close(ref, at)
             self._jobs[ref.job].forget(ref)
+        for job in self._jobs.values():
+            job.prefixes = {key: n for key, n in job.prefixes.items() if key[1] != engine}
         self._servers[engine] = DecodingServer(self.setup.curve, self.setup.engines[engine])
         self._due[engine] = inf
 

@@ -135,6 +135,17 @@ def test_several_loads_trouble_and_given_machines(tmp_path: Path) -> None:
     assert "2 engines of 5 slots, 3 cpu workers, 0.9 jobs/s, offered load 0." in " ".join(out.split())
 
 
+def test_what_the_service_adds_and_what_prompts_share_can_be_told(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    means = []
+    for options in ((), ("--overhead", "0.5"), ("--shared-prefixes",)):
+        ok(*SMALL, "--policy", "fcfs", "--engines", "2", *options, "--parallel", "1", "--json", str(file))
+        means.append(json.loads(file.read_text())["summary"][0]["mean_jct"])
+    settings = json.loads(file.read_text())["settings"]
+    assert (settings["overhead"], settings["shared_prefixes"]) == (0.0, True)
+    assert means[1] > means[0] + 0.5 > means[0] > means[2] - 1e-9
+
+
 def test_traces_to_run_and_traces_to_learn_from(tmp_path: Path) -> None:
     """Generated jobs serve as traces: one query each."""
     for name, seed in (("run", 1), ("learn", 2)):

@@ -338,6 +338,20 @@ def test_slices_without_a_cache_read_everything_again() -> None:
     assert times(done) == pytest.approx([0.100 + 0.110 + 0.120 + 0.30])
 
 
+def test_calls_of_a_stage_read_what_they_share_once() -> None:
+    job = call(llm(100, 10), llm(100, 10), llm(150, 10))
+    # one after the other: 100 tokens to read, then 4 (whole blocks of 16, and the last token is always read), then 54
+    done = run((0.0, job), engines=(1,), shared_prefixes=True)
+    assert times(done) == pytest.approx([0.100 + 0.004 + 0.054 + 0.30])
+    assert times(run((0.0, job), engines=(1,))) == pytest.approx([0.350 + 0.30])
+
+
+def test_a_call_holds_its_slot_for_what_the_service_adds() -> None:
+    done = run((0.0, call(llm(100, 10), llm(100, 10))), engines=(1,), overhead=0.05)
+    assert times(done) == pytest.approx([2 * (0.100 + 0.10 + 0.05)])
+    assert done.busy["llm"] == pytest.approx(0.5)
+
+
 def test_the_duration_of_a_sliced_call_is_that_of_all_its_slices() -> None:
     scheduler = Watched(Sliced(10))
     run((0.0, call(llm(100, 30))), scheduler=scheduler, prefix_cache=0.0)
@@ -439,6 +453,7 @@ def test_the_end_of_every_job_is_told() -> None:
         ({"workers": {"cpu": -1}}, "pool 'cpu' has -1 workers"),
         ({"failures": 1.0}, "failures is 1; it must be a probability below 1"),
         ({"failures": float("nan")}, "failures is nan"),
+        ({"overhead": -1.0}, "overhead is -1"),
         ({"prefix_cache": 1.5}, "prefix_cache is 1.5"),
         ({"losses": (EngineLoss(1.0, 1),)}, "impossible with 1 engines"),
     ],
