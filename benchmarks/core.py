@@ -97,7 +97,7 @@ class World:
         return JobSubmitted(id, self._number, application, self._at, *unfolded, features=recording.features)
 
     def _open(self, job: str, unfolded: Unfolded) -> None:
-        for spec, prompt_tokens in unfolded.reveals:
+        for spec, prompt_tokens, _ in unfolded.reveals:
             self._left[job, spec.name] = len(prompt_tokens)
 
     def _handle(self, events: Sequence[Event]) -> None:

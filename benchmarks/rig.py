@@ -132,9 +132,20 @@ async def engines(
 
 
 class Gateway:
-    """One `llmsched serve` process; `start` and `kill` it as often as needed, it keeps port and store."""
+    """One `llmsched serve` process; `start` and `kill` it as often as needed, it keeps port and store.
 
-    def __init__(self, folder: Path, *, engines: Sequence[str] = (), settings: dict[str, object] | None = None) -> None:
+    checkout: folder of another llmsched than the installed one. variables: of its environment, besides ours.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        engines: Sequence[str] = (),
+        settings: dict[str, object] | None = None,
+        checkout: Path | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "gateway.log"
@@ -143,11 +154,22 @@ class Gateway:
         self._command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
         for url in engines:
             self._command += ["--engine", url]
+        self._folder = folder
+        self._environment = os.environ | (variables or {})
+        if checkout is not None:
+            self._environment["PYTHONPATH"] = str(checkout)
         self._process: subprocess.Popen[bytes] | None = None
 
     def spawn(self) -> None:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._folder,  # a package in the current folder would be found first
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
 
     @property
     def pid(self) -> int:
@@ -263,6 +285,12 @@ class Client:
     async def add_engine(self, url: str) -> None:
         async with self._session.post(f"{self.url}/v1/engines", data=orjson.dumps({"url": url})) as response:
             assert response.status in (200, 201), await response.text()
+
+    async def remove_engines(self) -> None:
+        """All of them, at once: what runs there is repeated elsewhere."""
+        for engine in (await self.get("/v1/engines"))["items"]:
+            async with self._session.delete(f"{self.url}/v1/engines/{engine['id']}") as response:
+                assert response.status == 204, await response.text()
 
     async def submit(self, body: bytes) -> str:
         """The id of the accepted job."""

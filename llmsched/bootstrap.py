@@ -20,8 +20,8 @@ from llmsched.gateway.app import create_app
 from llmsched.gateway.auth import Keys
 from llmsched.gateway.context import Context
 from llmsched.gateway.metrics import Metrics
+from llmsched.gateway.protocol import Protocol
 from llmsched.model.events import Event
-from llmsched.model.latency import GENERIC_7B, LatencyCurve
 from llmsched.model.records import Writes
 from llmsched.policies import make_policy
 from llmsched.profiler import Curves, Knowledge
@@ -32,6 +32,7 @@ from llmsched.runtime.emulator.settings import read_latency_curve
 from llmsched.runtime.engine import Timeouts
 from llmsched.runtime.engines import Engine, Engines, EngineSpec
 from llmsched.runtime.hub import Hub
+from llmsched.runtime.lag import watch_lag
 from llmsched.runtime.learning.fitter import FitProcess
 from llmsched.runtime.learning.foresight import Foresight
 from llmsched.runtime.learning.learner import Learner, Learning
@@ -51,7 +52,8 @@ log = logging.getLogger(__name__)
 
 async def build(settings: Settings) -> Context:
     """A service that is ready to start. Raises InvalidSetting or BackendError (database)."""
-    knowledge = Knowledge(curves=Curves(default=_reference_curve(settings)))
+    curve = read_latency_curve(settings.latency)
+    knowledge = Knowledge(curves=Curves(default=curve))
     policy_options: dict[str, Any] = {"max_wait": settings.max_wait, "tenants": settings.tenant_weights}
     make_policy(settings.policy, knowledge=knowledge, **policy_options)
     lengths = _lengths(settings)
@@ -68,7 +70,7 @@ async def build(settings: Settings) -> Context:
         knowledge,
         applications,
         store,
-        FitProcess(settings.store, _reference_curve(settings)),
+        FitProcess(settings.store, curve),
         clock,
         settings=Learning(settings.learn, settings.learn_every_jobs, settings.learn_every_s, settings.learn_from_jobs),
         folder=settings.profiles,
@@ -121,15 +123,17 @@ async def build(settings: Settings) -> Context:
     metrics.watch(service)
     fleet = Fleet(settings, service)
 
-    trimming: list[asyncio.Task[None]] = []
+    watches: list[asyncio.Task[None]] = []
 
     async def start() -> None:
         await service.start({pool: slots for pool, slots in pools.items() if slots})
         fleet.start()
-        trimming.append(asyncio.create_task(trim_at_rest(lambda: service.active_jobs > 0), name="memory"))
+        resting = trim_at_rest(lambda: service.active_jobs, lambda: service.next_number)
+        watches.append(asyncio.create_task(resting, name="memory"))
+        watches.append(asyncio.create_task(watch_lag(metrics.lagged), name="lag"))
 
     async def stop() -> None:
-        for task in trimming:
+        for task in watches:
             task.cancel()
         await service.stop(settings.grace)
         await fleet.stop()
@@ -160,11 +164,6 @@ def _lengths(settings: Settings) -> Lengths | None:
         said = {"ranker": str(settings.ranker)}
         log.warning("the ranker goes by an encoder, which the service does not ask: all calls tie", extra=said)
     return lengths
-
-
-def _reference_curve(settings: Settings) -> LatencyCurve:
-    """What tokens are turned into seconds with: the curve of emulated engines, or that of a usual engine."""
-    return read_latency_curve(settings.latency) if settings.emulate else GENERIC_7B
 
 
 class Fleet:
@@ -289,6 +288,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         create_app(context),
         host=settings.host,
+        http=Protocol,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=max(1, int(settings.grace)),

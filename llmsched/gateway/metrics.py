@@ -23,6 +23,8 @@ LONG = (*_VLLM, 240.0, 480.0, 960.0, 1920.0, 7680.0)
 QUEUE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, *LONG)
 #: 0.1 to 100 milliseconds.
 DECISION = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+#: 1 millisecond, which is what timers can tell, to a second.
+LAG = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
 
 
 class Metrics:
@@ -78,6 +80,12 @@ class Metrics:
             buckets=(0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
             registry=r,
         )
+        self._lag = Histogram(
+            "llmsched_event_loop_lag_seconds",
+            "How late the event loop comes round to what is due; sampled every 20 ms.",
+            buckets=LAG,
+            registry=r,
+        )
         self._gauges = _Gauges(service)
         r.register(self._gauges)
 
@@ -130,6 +138,10 @@ class Metrics:
     def decided(self, seconds: float) -> None:
         self._decision.observe(seconds)
         self._decisions.inc()
+
+    def lagged(self, seconds: float) -> None:
+        """The event loop was late by so much. No part of `Observer`: it is not the service that sees it."""
+        self._lag.observe(seconds)
 
 
 class _Gauges(Collector):

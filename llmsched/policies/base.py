@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sortedcontainers import SortedKeyList
 
-from llmsched.model.job import Executor, Job, Stage, Task
+from llmsched.model.job import Executor, Job, Stage, StageState, Task
 
 # -------------------------------------------------------------------------------- what a policy gets to hear
 
@@ -95,6 +95,8 @@ class View:
     ready: dict[str, dict[tuple[str, str], Stage]] = field(default_factory=dict)
     #: Executors by id, in order of joining.
     executors: dict[str, Executor] = field(default_factory=dict)
+    #: Grows with every executor that joins, changes its slots or is lost.
+    machines: int = 0
 
     def ready_stages(self, pool: str) -> Iterable[Stage]:
         return self.ready.get(pool, {}).values()
@@ -129,6 +131,19 @@ def _sort_key(entry: tuple[Any, ...]) -> tuple[Any, ...]:
     return entry[:-1]
 
 
+#: Id and revision of a job, and the states of its stages: a dynamic stage may begin without a new revision.
+_Standing = tuple[str, int, list[StageState]]
+
+
+def _standing(job: Job) -> _Standing:
+    return job.id, job.revision, [stage.state for stage in job.stages.values()]
+
+
+def _is_alone(stage: Stage) -> bool:
+    """Whether no other stage of its job is ready."""
+    return not any(other.ready for other in stage.job.stages.values() if other is not stage)
+
+
 class KeyPolicy(ABC):
     """A policy that orders ready stages by a key: override `key`, ascending, and nothing else.
 
@@ -143,19 +158,26 @@ class KeyPolicy(ABC):
     def __init__(self) -> None:
         self._queues: dict[str, SortedKeyList[Any, Any]] = {}
         self._entries: dict[tuple[str, str], tuple[Any, ...]] = {}
+        #: What the last change sorted in, if it sorted in a stage, and how its job stood then.
+        self._newest: tuple[Stage, _Standing] | None = None
 
     @abstractmethod
     def key(self, stage: Stage, view: View) -> Any:
         """What to sort by, smallest first. Comparable with every other key of this policy."""
 
     def on(self, change: Change, view: View) -> None:
+        newest, self._newest = self._newest, None
         match change:
             case StageReady(stage):
                 self._insert(stage, view)
+                self._newest = stage, _standing(stage.job)
             case StageDrained(stage):
                 self._remove(stage)
             case JobChanged(job):
-                self.rekey(job, view)
+                # Of most jobs that change, one stage became ready just now: its key cannot have changed since, and an
+                # estimate costs more than all else that is done for an arrival.
+                if newest is None or newest[1] != _standing(job) or not _is_alone(newest[0]):
+                    self.rekey(job, view)
             case _:
                 pass
 

@@ -58,6 +58,8 @@ class LlmschedPool(EstimatePolicy):
         self._predictions = Predictions(lengths) if predicted == "on" else None
         #: Job -> its revision, that of what is known, and the outlook, where lengths are predicted.
         self._foreseen: dict[str, tuple[int, int, Outlook]] = {}
+        #: Pool -> the machines it was counted for, and the slots of its largest executor.
+        self._slots: dict[str, tuple[int, int]] = {}
 
     def outlook(self, job: Job) -> Outlook:
         if self._predictions is None:
@@ -91,8 +93,10 @@ class LlmschedPool(EstimatePolicy):
 
     def pace(self, pool: str, view: View) -> float:
         """l(b) / l(1) of a full batch."""
-        slots = max((e.slots for e in view.in_pool(pool)), default=1)
-        curve = self.knowledge.curves[pool]
+        known = self._slots.get(pool)
+        if known is None or known[0] != view.machines:
+            known = self._slots[pool] = view.machines, max((e.slots for e in view.in_pool(pool)), default=1)
+        slots, curve = known[1], self.knowledge.curves[pool]
         alone = curve.decode(1)
         return curve.decode(max(1, slots)) / alone if alone else 1.0
 

@@ -12,12 +12,18 @@ import gc
 from collections.abc import Callable
 
 
-async def trim_at_rest(is_busy: Callable[[], bool], interval: float = 2.0) -> None:
-    """Looks every `interval` seconds whether a busy service has come to rest; runs until it is cancelled."""
-    was_busy = False
+async def trim_at_rest(active: Callable[[], int], newest: Callable[[], int], interval: float = 2.0) -> None:
+    """Looks every `interval` seconds whether a busy service has come to rest; runs until it is cancelled.
+
+    active: jobs in the service; newest: number of the newest. A look between one call of an agent and the next finds no
+    job, but the same number twice says that none came meanwhile: giving memory back takes as long as the calls that it
+    would hold up.
+    """
+    was_busy, last = False, newest()
     while True:
         await asyncio.sleep(interval)
-        if is_busy():
+        before, last = last, newest()
+        if active() or last != before:
             was_busy = True
         elif was_busy:
             was_busy = False

@@ -12,8 +12,8 @@ The life of a job, in eight steps:
 
 Calls of agents that know nothing of jobs come in at a side door (`door.py`), and then go the same way.
 
-The tick runs as soon as the event loop is free, so what happened meanwhile is one batch; `tick_ms` holds it back
-longer.
+The tick runs as soon as the event loop is free, so what happened meanwhile is one batch, of at most `MOST_EVENTS`: the
+rest waits until the loop has looked at everything else. `tick_ms` holds a batch back longer, and all of it is one then.
 
 News and accounts agree with the scheduler because an attempt reports at most once, and an attempt that the scheduler is
 about to give up (executor lost, job cancelled) is silenced in the moment the event is queued.
@@ -82,6 +82,10 @@ from llmsched.scheduler import Backoff, Scheduler
 
 log = logging.getLogger(__name__)
 
+#: Events that one turn takes. What the loop does in one pass is bounded by what a turn sets off: without a bound, the
+#: thousand calls of 64 engines that are answered at about the same time are handled, and their successors sent, in one
+#: go, so that those are answered at about the same time again, and everything else waits for half a second.
+MOST_EVENTS = 16
 #: Seconds that news nobody depends on (a job or stage was started, a task failed) may wait for a transaction of others:
 #: one of its own costs as much processor time as what it tells about.
 NEWS_PATIENCE = 0.02
@@ -476,7 +480,8 @@ class Service:
 
     def _take_turn(self) -> None:
         self._tick_due = None
-        queued, self._queue = self._queue, []
+        most = len(self._queue) if self.limits.tick_ms or self.is_stopping else MOST_EVENTS
+        queued, self._queue = self._queue[:most], self._queue[most:]
         now = self.clock.now()
         events: list[Event] = []
         for event in queued:
@@ -519,6 +524,8 @@ class Service:
         self._foresee(now)
         self._commit()
         self._arm()
+        if self._queue and self._tick_due is None:
+            self._tick_due = asyncio.get_running_loop().call_soon(self._tick)
         if not self._attempts and not self._queue:
             self._idle.set()
 

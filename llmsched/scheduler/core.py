@@ -67,6 +67,7 @@ from llmsched.policies.base import (
     TaskStarted,
     View,
 )
+from llmsched.scheduler.capacity import Capacity
 from llmsched.scheduler.retry import Backoff
 
 
@@ -94,6 +95,7 @@ class Scheduler:
         self._backoff = backoff or Backoff()
         self._rng = Random(seed)
         self._view = View()
+        self._capacity = Capacity(self._view.executors)
         #: Tasks that wait out a back-off: (due, counter, task).
         self._delayed: list[tuple[float, int, Task]] = []
         self._joined = 0
@@ -305,20 +307,24 @@ class Scheduler:
         stage.become(StageState.EXPANDING)
 
     def _executor_joined(self, executor_id: str, pool: str, slots: int) -> None:
-        known = self._view.executors.get(executor_id)
-        if known is None:
-            self._view.executors[executor_id] = Executor(executor_id, pool, slots, self._joined)
+        executor = self._view.executors.get(executor_id)
+        if executor is None:
+            executor = self._view.executors[executor_id] = Executor(executor_id, pool, slots, self._joined)
             self._joined += 1
-        elif known.pool == pool:
-            known.slots = slots
+        elif executor.pool == pool:
+            executor.slots = slots
         else:
-            raise InvalidTransition(f"{known!r} joined again in pool {pool!r}; it has to be lost first")
+            raise InvalidTransition(f"{executor!r} joined again in pool {pool!r}; it has to be lost first")
+        self._view.machines += 1
+        self._capacity.changed(executor)
 
     def _executor_lost(self, executor_id: str, event: Event) -> None:
         executor = self._view.executors.pop(executor_id, None)
         if executor is None:
             self.stats.stale[type(event).__name__] += 1
             return
+        self._view.machines += 1
+        self._capacity.lost(executor)
         for ref, task in executor.running.items():
             if ref not in task.job.running:
                 continue  # its job failed with an earlier task of this loop
@@ -401,6 +407,7 @@ class Scheduler:
             self._commands.append(CancelTask(task.ref, task.attempt, task.executor))
             if executor := self._view.executors.get(task.executor):
                 del executor.running[task.ref]
+                self._capacity.changed(executor)
         job.running.clear()
         for stage in job.stages.values():
             if stage.ready:
@@ -440,6 +447,7 @@ class Scheduler:
         executor = self._view.executors.get(task.executor or "")
         if executor is not None:
             executor.running.pop(ref, None)
+            self._capacity.changed(executor)
         task.executor = None
         task.become(state)
         self._policy.on(TaskEnded(task), self._view)
@@ -458,17 +466,13 @@ class Scheduler:
 
     def _dispatch(self) -> None:
         view = self._view
-        free: dict[str, int] = {}
-        for executor in view.executors.values():
-            if executor.free:
-                free[executor.pool] = free.get(executor.pool, 0) + executor.free
-        pools = [pool for pool in free if view.ready.get(pool)]
+        pools = [pool for pool in self._capacity.pools() if view.ready.get(pool)]
         if not pools:
             return
         self.stats.decisions += 1
         self._policy.begin(view)
         for pool in pools:
-            for pick in self._picks(pool, free[pool]):
+            for pick in self._picks(pool, self._capacity.free(pool)):
                 self._place(pick, pool)
 
     def _picks(self, pool: str, free: int) -> list[Pick]:
@@ -497,6 +501,7 @@ class Scheduler:
         task.started_at = self._view.now
         ref = task.ref
         executor.running[ref] = task
+        self._capacity.changed(executor)
         stage.job.running[ref] = task
         stage.job.status = JobStatus.RUNNING
         self.stats.dispatches += 1
@@ -514,7 +519,4 @@ class Scheduler:
             wish = self._view.executors.get(pick.engine)
             if wish is not None and wish.pool == task.pool and wish.free:
                 return wish
-        return min(
-            (e for e in self._view.in_pool(task.pool) if e.free),
-            key=lambda e: (e.id == task.avoid, len(e.running), e.order),
-        )
+        return self._capacity.least_loaded(task.pool, task.avoid)

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llmsched.errors import BackendError
 from llmsched.logs import JsonLines, TextLines
+from llmsched.model.latency import LatencyCurve
 from llmsched.model.records import EventRecord, Writes
 from llmsched.policies import DEFAULT_POLICY
 from llmsched.runtime.hub import Hub
@@ -800,6 +801,21 @@ async def test_decisions_say_what_went_where_newest_first(tmp_path: Path) -> Non
         assert (await service.get("/v1/decisions?last=1")).json()["items"] == items[:1]
         for last in ("0", "1001", "x"):
             assert a_problem(await service.get(f"/v1/decisions?last={last}"), 422)["field"] == "last"
+
+
+async def test_decisions_go_by_the_latency_curve_of_the_settings(tmp_path: Path) -> None:
+    """Of engines that are given by their URL too: what `calibrate` measured of them is what a token costs."""
+    estimates = []
+    for factor in (1, 2):
+        file = tmp_path / f"{factor}.json"
+        file.write_text(json.dumps(LatencyCurve("measured", 8000 / factor, ((1, 0.01 * factor),)).to_json()))
+        store = f"sqlite:///{tmp_path}/{factor}.db"
+        async with in_process_service(tmp_path, store=store, latency=str(file)) as service:
+            await service.story((await service.submit(recording=SHORT))["id"])
+            (first,) = (await service.get("/v1/decisions")).json()["items"][-1]["dispatched"]
+        estimates.append(first["why"]["estimate"])  # of the LLM pool alone
+
+    assert estimates[1] == pytest.approx(2 * estimates[0])
 
 
 # ----------------------------------------------------------------------------------------------------- metrics

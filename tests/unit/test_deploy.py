@@ -40,6 +40,7 @@ CONTRACT = {
     "llmsched_executor_slots": {"executor"},
     "llmsched_decision_seconds": set(),
     "llmsched_decisions_total": set(),
+    "llmsched_event_loop_lag_seconds": set(),
     "llmsched_explorations_total": set(),
     "llmsched_estimate_error_ratio": {"application"},
     "llmsched_task_retries_total": {"pool", "reason"},
@@ -54,6 +55,7 @@ HISTOGRAMS = {
     "llmsched_task_queue_seconds",
     "llmsched_task_run_seconds",
     "llmsched_decision_seconds",
+    "llmsched_event_loop_lag_seconds",
     "llmsched_estimate_error_ratio",
 }
 #: Series of vLLM 0.32 (and of the emulator) that the dashboard shows; see vllm/v1/metrics/loggers.py.

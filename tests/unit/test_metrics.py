@@ -19,6 +19,7 @@ CONTRACT = {
     "llmsched_executor_slots": {"executor"},
     "llmsched_decision_seconds_count": set(),
     "llmsched_decisions_total": set(),
+    "llmsched_event_loop_lag_seconds_count": set(),
     "llmsched_explorations_total": set(),
     "llmsched_estimate_error_ratio_count": {"application"},
     "llmsched_task_retries_total": {"pool", "reason"},
@@ -50,6 +51,7 @@ def busy() -> Metrics:
     metrics.decided(0.0002)
     metrics.explored()
     metrics.estimated("web_search", 1.05)
+    metrics.lagged(0.004)
     return metrics
 
 
@@ -99,6 +101,8 @@ def test_observations_fall_into_their_buckets() -> None:
     assert value(series, "llmsched_estimate_error_ratio_bucket", **completion, le="1.1") == 1
     assert value(series, "llmsched_decision_seconds_bucket", le="0.0001") == 0
     assert value(series, "llmsched_decision_seconds_bucket", le="0.00025") == 1
+    assert value(series, "llmsched_event_loop_lag_seconds_bucket", le="0.0025") == 0
+    assert value(series, "llmsched_event_loop_lag_seconds_bucket", le="0.005") == 1
 
 
 def test_buckets_cover_long_jobs_and_decisions_of_a_tenth_to_a_hundred_milliseconds() -> None:

@@ -233,6 +233,38 @@ def test_a_key_is_asked_again_when_its_job_changed() -> None:
     assert decide(scheduler, "llm") == ["a0", "a1", "b0", "b1", "a0", "b0"]
 
 
+class MostOver(KeyPolicy):
+    """Jobs of which many stages are over first; counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def key(self, stage: Stage, view: View) -> int:
+        self.asked.append(stage.name)
+        return -sum(s.is_over for s in stage.job.stages.values())
+
+
+def test_a_key_is_asked_once_where_one_stage_became_ready_and_nothing_else_changed() -> None:
+    policy = MostOver()
+    scheduler = watching(policy, submitted(1, application("one", stage("a"), stage("b", "a")), a=1))
+
+    assert decide(scheduler, "llm") == ["a0"]
+    assert policy.asked == ["a"]
+
+
+def test_a_key_is_asked_again_where_a_plan_turned_out_empty_beside_its_stage() -> None:
+    tools = stage("tools", "plan", kind="dynamic", planner="plan", candidates=[{"name": "search", "kind": "regular"}])
+    template = application("planning", stage("plan"), stage("a", "plan"), tools)
+    policy = MostOver()
+    scheduler = watching(policy, submitted(1, template, plan=1))
+
+    reveals = Reveal(template["a"], (0,)), Reveal(template["tools"], ())
+    scheduler.handle(Batch(1.0, (StageExpanded("J1", "plan", reveals, (), (TaskResult(1.0),)),)))
+
+    assert [entry.why for entry in policy.picks("llm", scheduler.view)] == [{"key": -2}]  # plan and tools
+
+
 # ------------------------------------------------------------------------------------------------ the registry
 
 
