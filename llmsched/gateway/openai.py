@@ -1,6 +1,6 @@
 """The OpenAI-compatible side door: `/v1/chat/completions`, `/v1/completions` and `/v1/models`, for agents as they are.
 
-Plain ASGI in front of the routes: between a client and its engine nothing is parsed that need not be. Answers are what
+Plain ASGI beside the routes: between a client and its engine nothing is parsed that need not be. Answers are what
 the engine says, errors are OpenAI's objects, and headers `x-llmsched-*` say what a call belongs to (docs/openai.md).
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from llmsched.errors import BackendError, InvalidInput, LlmschedError, Overloaded, show
 from llmsched.gateway.context import Context
@@ -36,16 +36,12 @@ _EVENT_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
 
 
 class OpenAI:
-    """ASGI middleware that answers what OpenAI's clients ask for; everything else goes on to `app`."""
+    """ASGI application that answers what OpenAI's clients ask for, at the paths of which `is_here` is true."""
 
-    def __init__(self, app: ASGIApp, context: Context) -> None:
-        self._app = app
+    def __init__(self, context: Context) -> None:
         self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not is_here(scope["path"]):
-            await self._app(scope, receive, send)
-            return
         path = scope["path"]
         try:
             headers = _headers(scope)
@@ -89,7 +85,7 @@ class OpenAI:
 
 
 def is_here(path: str) -> bool:
-    """Whether errors at a path are to be in OpenAI's shape."""
+    """Whether a path is one of OpenAI's API, errors included."""
     return path in COMPLETIONS or path == MODELS or path.startswith(_MODEL)
 
 

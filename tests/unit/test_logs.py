@@ -58,7 +58,9 @@ def test_an_exception_goes_with_its_line() -> None:
 
 
 @pytest.fixture
-def _logging_restored() -> Iterator[None]:
+def _logging_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))
     root, access = logging.getLogger(), logging.getLogger("llmsched.access")
     handlers, level, access_level = root.handlers[:], root.level, access.level
     yield
