@@ -339,12 +339,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         part["run"] = run["at"]
     if given.add and (given.out or RESULTS).exists():
         document = joined(json.loads((given.out or RESULTS).read_text()), document)
-    print(page.text(document))
-    if given.out is not None:
-        given.out.write_text(json.dumps(document, indent=1) + "\n")
-    elif not given.quick:
-        RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    if given.out is not None or not given.quick:
+        (given.out or RESULTS).write_text(json.dumps(document, indent=1) + "\n")
+    if given.out is None and not given.quick:
         page.write(document)
+    print(page.text(document))
     missed = page.missed(document)
     print("\n".join(missed) or "every goal met")
     return 1 if missed else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -78,7 +78,7 @@ def _conditions(c: Mapping[str, Any]) -> str:
 
 
 def _latencies(points: Sequence[Mapping[str, Any]]) -> str:
-    names = list(points[0]["added"])
+    names = _names(point["added"] for point in points)
     head = ["in flight", "a call lasts", "load", "direct p50 / p99"]
     head += [f"{name} {q}" for name in names for q in ("p50", "p99")]
     rows = []
@@ -86,19 +86,23 @@ def _latencies(points: Sequence[Mapping[str, Any]]) -> str:
         direct = point["direct"]
         row = [str(point["in flight"]), f"{point['call_s']:g} s", str(point["load"])]
         row += [f"{direct['p50']:.1f} / {direct['p99']:.1f}"]
-        row += [_interval(point["added"][name][q]) for name in names for q in ("p50", "p99")]
+        added = point["added"]
+        row += [_interval(added[name][q]) if name in added else "" for name in names for q in ("p50", "p99")]
         rows.append(row)
     parts = [_table(head, rows)]
     if first := [point for point in points if "added to the first token" in point]:
-        names = list(first[0]["added to the first token"])
-        told = [[str(p["in flight"]), *(_pair(p["added to the first token"][name]) for name in names)] for p in first]
+        names = _names(point["added to the first token"] for point in first)
+        told = []
+        for point in first:
+            added = point["added to the first token"]
+            told.append([str(point["in flight"]), *(_pair(added[name]) if name in added else "" for name in names)])
         parts.append("The same to the first token, p50 / p99:")
         parts.append(_table(["in flight", *names], told))
     return "\n\n".join(parts)
 
 
 def _ceilings(ceilings: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for ceiling in ceilings for name in ceiling["rates"]))
+    names = _names(ceiling["rates"] for ceiling in ceilings)
     rows = []
     for ceiling in ceilings:
         rates = ceiling["rates"]
@@ -165,6 +169,11 @@ def _verdict(document: Mapping[str, Any]) -> str:
     )
     goals = "Goals (lower p50 and p99 at every point, twice the throughput): " + ("; ".join(told) or "all met") + "."
     return f"{verdict}\n\n{goals}"
+
+
+def _names(measured: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Every way that was measured anywhere."""
+    return list(dict.fromkeys(name for ways in measured for name in ways))
 
 
 def _is_peer(name: str) -> bool:

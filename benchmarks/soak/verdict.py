@@ -39,7 +39,7 @@ FAULTS = (
 MOST_FILES = {"socket": 8, "database": 6}
 MOST_OTHER_FILES, MOST_CONNECTIONS, MOST_TASKS = 1, 8, 2
 #: Growth of resident memory that is flat, in MB a minute, and what shorter windows allow on top as their noise, in MB;
-#: in windows of less than so many seconds twice that, because the process is young: it learns its first profiles.
+#: in windows of less than so many seconds three times that, because the process is young: it learns its first profiles.
 FLAT_MB_PER_MINUTE, NOISE_MB, YOUNG_S = 2.0, 4.0, 90.0
 #: What the service says that is no fault of its own when it was killed with calls of agents in flight.
 _EXPECTED_ERRORS = {"job abandoned": "its calls ended with the service that they came to"}
@@ -469,7 +469,7 @@ def growth(memory: Sequence[tuple[float, float]]) -> float:
 def flat(memory: Sequence[tuple[float, float]]) -> float:
     """The growth in MB a minute that still counts as none in a window of this length."""
     window = memory[-1][0] - memory[0][0]
-    return FLAT_MB_PER_MINUTE + NOISE_MB * (1 if window >= YOUNG_S else 2) * 60 / window
+    return FLAT_MB_PER_MINUTE + NOISE_MB * (1 if window >= YOUNG_S else 3) * 60 / window
 
 
 def _left_over(evidence: Evidence) -> Iterator[Broken]:

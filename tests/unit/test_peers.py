@@ -273,6 +273,22 @@ def test_the_page_says_what_became_better_since_another_checkout(peers: dict[str
     assert "checkout before" not in peers["page"].text(document())
 
 
+def test_a_way_that_was_not_measured_at_every_point_leaves_its_cells_empty(peers: dict[str, ModuleType]) -> None:
+    told = document()
+    second = document()["points"][0] | {"in flight": 64}
+    for added in ("added", "added to the first token"):
+        told["points"][0][added] = told["points"][0][added] | {
+            "llmsched before": {"p50": estimate(9.0), "p99": estimate(9.0)}
+        }
+    told["points"].append(second)
+
+    text = peers["page"].text(told)
+
+    assert "| 9.0 (8.5 to 9.5) | 9.0 (8.5 to 9.5) |" in text
+    assert "| 40.0 (39.5 to 40.5) |  |  |" in text
+    assert "| 64 | 3.0 / 6.0 | 20.0 / 40.0 |  |" in text
+
+
 def test_the_page_in_the_documentation_has_its_marks(peers: dict[str, ModuleType]) -> None:
     text = peers["page"].PAGE.read_text()
 
