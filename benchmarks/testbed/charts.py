@@ -23,8 +23,9 @@ def draw(founds: Mapping[Key, Found], images: Path = IMAGES) -> list[Path]:
     ran = [found for found in founds.values() if found.runs]
     figures = {}
     for engine in (EMULATED, REAL):
-        if own := [found for found in ran if found.key.engine == engine and found.key.load == 1.0]:
-            figures[engine] = bars(own)
+        own = [found for found in ran if found.key.engine == engine]
+        if most := max((found.key.load for found in own), default=None):
+            figures[engine] = bars([found for found in own if found.key.load == most])
     panels = [found for found in ran if DEFAULT_POLICY in found.runs and found.key.workload in ("chain", "planning")]
     if panels:
         figures["fidelity"] = scatter(sorted(panels, key=lambda found: found.key))
@@ -40,7 +41,7 @@ def draw(founds: Mapping[Key, Found], images: Path = IMAGES) -> list[Path]:
 def bars(founds: Sequence[Found]) -> Figure:
     """Mean completion time by policy with its interval, a panel per workload; a line for the simulator."""
     figure = Figure(figsize=(3.3 * len(founds), 3.2), layout="constrained")
-    figure.suptitle(f"Mean job completion time (s), load 1, {founds[0].key.engine}", fontsize=10)
+    figure.suptitle(f"Mean job completion time (s), load {founds[0].key.load:g}, {founds[0].key.engine}", fontsize=10)
     for axes, found in zip(figure.subplots(1, len(founds), squeeze=False)[0], founds, strict=True):
         for x, policy in enumerate(found.runs):
             low, high = found.interval(policy)

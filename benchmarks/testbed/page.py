@@ -85,10 +85,11 @@ def _place(item: tuple[Key, Found]) -> tuple[str, float, int]:
     return item[0].engine, -item[0].load, order.index(item[0].workload)
 
 
-def _reductions(founds: Iterable[Found]) -> str:
+def _reductions(founds: Sequence[Found]) -> str:
     rows = []
+    load = max(found.key.load for found in founds)
     for found in founds:
-        if found.key.load != 1.0:
+        if found.key.load != load or not set(OURS) <= set(found.runs):
             continue
         known = [b for b in BASELINES if b in found.runs]
         low, high = PUBLISHED[found.key.workload]
@@ -101,7 +102,7 @@ def _reductions(founds: Iterable[Found]) -> str:
     return (
         "How much shorter the mean completion time is than that of "
         + ", ".join(f"`{b}`" for b in BASELINES)
-        + ", at load 1, from the least to the most:\n\n"
+        + f", at load {load:g}, from the least to the most:\n\n"
         + _table(head, rows)
     )
 

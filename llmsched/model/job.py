@@ -261,6 +261,16 @@ class Job:
         """The stages that a plan put in the place of a dynamic stage."""
         return [s for s in self.stages.values() if s.spec.parent == dynamic]
 
+    def dissolve(self) -> None:
+        """Lets go of its stages, and they of their tasks; the job is over and nobody asks about it any more.
+
+        Job, stages and tasks know each other. Without this only a full garbage collection frees them, which looks at
+        every object of every job: with 10,000 active ones the event loop stands still for half a second.
+        """
+        for stage in self.stages.values():
+            stage.tasks = None
+        self.stages.clear()
+
     def parents_over(self, stage: Stage) -> bool:
         return all(self.stages[p].is_over for p in stage.spec.after)
 

@@ -98,6 +98,8 @@ class Scheduler:
         self._capacity = Capacity(self._view.executors)
         #: Tasks that wait out a back-off: (due, counter, task).
         self._delayed: list[tuple[float, int, Task]] = []
+        #: Jobs that ended in the last batch, whose drivers may still have looked at them.
+        self._left: list[Job] = []
         self._joined = 0
         self._counter = 0
         self._commands: list[Command] = []
@@ -123,6 +125,9 @@ class Scheduler:
         self.stats.batches += 1
         commands: list[Command] = []
         self._commands = commands
+        for job in self._left:
+            job.dissolve()
+        self._left.clear()
         self._requeue_due()
         for event in batch.events:
             self._apply(event)
@@ -416,6 +421,7 @@ class Scheduler:
         del self._view.jobs[job.id]
         self._policy.on(JobLeft(job), self._view)
         self._commands.append(FinishJob(job.id, outcome, reason))
+        self._left.append(job)
 
     # ------------------------------------------------------------------------------------------ ready tasks
 

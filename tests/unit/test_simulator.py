@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -14,6 +15,7 @@ from llmsched.catalogue import installed_applications
 from llmsched.errors import InvalidInput, UnknownName
 from llmsched.model.application import Application
 from llmsched.model.events import Batch, Command, Dispatch, Outcome, TaskFailed, TaskFinished, TaskResult
+from llmsched.model.job import Job, Stage, Task
 from llmsched.model.kinds import StageKind
 from llmsched.model.latency import GENERIC_7B, LatencyCurve
 from llmsched.model.recording import RecordedStage, RecordedTask, Recording
@@ -162,6 +164,19 @@ def test_a_job_of_nothing_but_instants_is_over_when_it_arrives() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- batches
+
+
+def test_jobs_that_are_over_are_freed_without_the_garbage_collector() -> None:
+    """Job, stages and tasks know each other; a collection that looks at everything stops a busy service."""
+    gc.collect()
+    gc.disable()
+    try:
+        done = run(*((float(k), call(llm(10, 10))) for k in range(20)))
+        assert len(done.finished) == 20
+        kept = [o for o in gc.get_objects() if isinstance(o, Job | Stage | Task)]
+        assert len({job.id for job in kept if isinstance(job, Job)}) <= 1  # the last one, until there is another batch
+    finally:
+        gc.enable()
 
 
 def test_what_is_due_at_one_moment_is_one_batch() -> None:
