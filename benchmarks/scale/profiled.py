@@ -24,7 +24,6 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "calls to engines": (
         "llmsched/runtime/engine.py",
         "llmsched/runtime/engines.py",
-        "llmsched/runtime/http1.py",
         "llmsched/runtime/attempts.py",
         "llmsched/runtime/slices.py",
         "llmsched/runtime/relay.py",
