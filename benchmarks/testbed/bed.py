@@ -74,6 +74,11 @@ class Bed:
     arrivals: Sequence[Arrival]
     profiles: Path
 
+    def of(self, jobs: int) -> Bed:
+        """The same bed with so many jobs."""
+        arrivals = self.comparison.workload.arrivals(jobs, self.sizing.rate, SEED)
+        return replace(self, comparison=replace(self.comparison, jobs=jobs), arrivals=arrivals)
+
     def simulate(self, policy: str, overhead: float = 0.0) -> SimulatedRun:
         """The same jobs at the same moments under a policy, in simulated time. overhead: seconds added to each call."""
         comparison = replace(self.comparison, policies=(Choice.parse(policy),), overhead=overhead)

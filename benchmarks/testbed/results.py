@@ -111,19 +111,19 @@ def overhead(found: Found, policy: str) -> float:
     return round(max(0.0, ms) / 1000 * found.about.get("speed", 1.0), 5)
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[Key, Found]]:
-    """The conditions, and what was run before; nothing if there is no such file."""
+def read(path: Path) -> dict[Key, Found]:
+    """What was run before; nothing if there is no such file."""
     if not path.is_file():
-        return {}, {}
+        return {}
     document = json.loads(path.read_text())
     founds = {}
     for one in document["beds"]:
         key = Key(one["engine"], one["workload"], one["load"])
         founds[key] = Found(key, one["about"], one["runs"])
-    return document["conditions"], founds
+    return founds
 
 
-def write(conditions: Mapping[str, Any], founds: Mapping[Key, Found], path: Path) -> None:
+def write(founds: Mapping[Key, Found], path: Path) -> None:
     """One line per run; the file is replaced in one step."""
     beds = []
     for key, found in sorted(founds.items()):
@@ -132,7 +132,7 @@ def write(conditions: Mapping[str, Any], founds: Mapping[Key, Found], path: Path
         beds.append(f'  {head[:-1]}, "runs": {{\n{runs}}}}}')
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(f'{{\n "conditions": {json.dumps(conditions)},\n "beds": [\n' + ",\n".join(beds) + "\n ]\n}\n")
+    part.write_text('{\n "beds": [\n' + ",\n".join(beds) + "\n ]\n}\n")
     part.replace(path)
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -27,6 +25,7 @@ import figures
 import page
 from bed import POLICIES, WORKLOADS, Bed, Scale, make_bed
 from engine import ROOT, calibrate, vllm
+from figures import record
 from live import Measured, emulated, real
 from results import EMULATED, REAL, Found, Key, overhead, read, shortened, write
 
@@ -38,6 +37,8 @@ from llmsched.simulator.experiment import prepare
 
 RESULTS = ROOT / "benchmarks" / "results" / "testbed.json"
 LATENCY = "generic-7b"
+#: Jobs of a run in the paper; the simulator does as many, whatever there is time for here.
+FULL = 300
 #: The two workloads whose prompts a model on a CPU reads in seconds, and the slots its engine gets for each.
 REAL_SLOTS = {"chain": 8, "planning": 4}
 #: The model says a token in 2 ms: with more tokens a call lasts as long as one on a GPU.
@@ -46,14 +47,15 @@ REAL_SCALE = Scale(prompt=4.0, output=0.25)
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
-    conditions, founds = read(given.results)
+    founds = read(given.results)
+    for found in founds.values():  # runs end in any order where there are lanes
+        found.runs = {policy: found.runs[policy] for policy in (*POLICIES, *found.runs) if policy in found.runs}
     if not given.only_page:
         if given.traces is None:
             _parser().error("give the folder of traces with --traces or LLMSCHED_TRACES")
-        conditions |= _conditions()
         try:
             with tempfile.TemporaryDirectory(prefix="llmsched-testbed-") as folder:
-                runner = Runner(given, conditions, founds, Path(folder))
+                runner = Runner(given, founds, Path(folder))
                 if given.simulate_again:
                     runner.simulate_again()
                 else:
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(fault)
             return 1
     if given.results == RESULTS and any(found.runs for found in founds.values()):
-        page.write(conditions, founds)
+        page.write(record.conditions(RESULTS), founds)
         charts.draw(founds)
         figures.save(founds, RESULTS)
     return 0
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workloads", help="a comma list; default: all four, with vLLM " + ", ".join(REAL_SLOTS))
     add("--policies", default=",".join(POLICIES), help="a comma list")
     add("--loads", default="1.0", help="a comma list of offered loads")
-    add("--jobs", type=int, default=300, help="jobs of a run")
+    add("--jobs", type=int, default=FULL, help="jobs of a run")
     add("--speed", type=float, default=2.5, help="of emulated engines: emulated seconds per second")
     add("--lanes", type=int, default=1, help="runs at once, on emulated engines")
     add("--most", type=int, default=10_000, help="stop after so many runs; status 3 if some are left")
@@ -91,11 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 class Runner:
     """Runs what is missing and saves after each run."""
 
-    def __init__(
-        self, given: argparse.Namespace, conditions: dict[str, Any], founds: dict[Key, Found], folder: Path
-    ) -> None:
+    def __init__(self, given: argparse.Namespace, founds: dict[Key, Found], folder: Path) -> None:
         self._given = given
-        self._conditions = conditions
         self._founds = founds
         self._folder = folder
         self._policies: list[str] = given.policies.split(",")
@@ -167,7 +166,10 @@ class Runner:
             run["overhead"] = overhead(found, policy)
             for which, seconds in (("simulated", 0.0), ("with_overhead", run["overhead"])):
                 run[which] = shortened([time for _, time in bed.simulate(policy, seconds).jobs])
-        write(self._conditions, self._founds, self._given.results)
+        if found.key.engine == EMULATED:
+            more = bed.of(FULL)
+            found.about["full"] = {policy: round(more.simulate(policy).mean, 3) for policy in found.runs}
+        write(self._founds, self._given.results)
 
     def _of(self, key: Key) -> Found:
         return self._founds.setdefault(key, Found(key))
@@ -190,7 +192,7 @@ class Runner:
         found = self._founds[key]
         times = shortened([seconds for _, seconds in simulated])
         found.runs[policy] = measured.to_json() | {"simulated": times, "with_overhead": times} | about
-        write(self._conditions, self._founds, self._given.results)
+        write(self._founds, self._given.results)
         print(f"  {policy}: {page.line(found, policy)}", flush=True)
 
 
@@ -200,16 +202,6 @@ def _mean_prompt(workload: str, traces: Path) -> int:
         job for recordings in (prepare(workload, traces, None).workload.traces or {}).values() for job in recordings
     ]
     return round(fmean(t.prompt_tokens for job in jobs for t in REAL_SCALE.of(job).tasks(StageKind.LLM)))
-
-
-def _conditions() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    machine = f"{os.cpu_count()} processors ({platform.machine()}), Python {platform.python_version()}"
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
-        "machine": machine,
-    }
 
 
 if __name__ == "__main__":

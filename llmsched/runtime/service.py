@@ -522,6 +522,7 @@ class Service:
             self._observer.decided(seconds)
             self._explain(now, seconds, len(events), dispatched)
         self._foresee(now)
+        self.scheduler.let_go()
         self._commit()
         self._arm()
         if self._queue and self._tick_due is None:

@@ -98,7 +98,7 @@ class Scheduler:
         self._capacity = Capacity(self._view.executors)
         #: Tasks that wait out a back-off: (due, counter, task).
         self._delayed: list[tuple[float, int, Task]] = []
-        #: Jobs that ended in the last batch, whose drivers may still have looked at them.
+        #: Jobs that ended in the last batch, while whoever hands in batches may still look at them.
         self._left: list[Job] = []
         self._joined = 0
         self._counter = 0
@@ -125,14 +125,20 @@ class Scheduler:
         self.stats.batches += 1
         commands: list[Command] = []
         self._commands = commands
-        for job in self._left:
-            job.dissolve()
-        self._left.clear()
+        self.let_go()
         self._requeue_due()
         for event in batch.events:
             self._apply(event)
         self._dispatch()
         return commands
+
+    def let_go(self) -> None:
+        """Takes apart the jobs that ended in the last batch: nobody looks at them any more. The next batch does it, too;
+        this is for whoever may be idle for long before that.
+        """
+        for job in self._left:
+            job.dissolve()
+        self._left.clear()
 
     def next_wakeup(self) -> float | None:
         """When a batch is due even if nothing happens; None: never."""
