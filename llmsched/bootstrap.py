@@ -20,6 +20,7 @@ from llmsched.gateway.app import create_app
 from llmsched.gateway.auth import Keys
 from llmsched.gateway.context import Context
 from llmsched.gateway.metrics import Metrics
+from llmsched.gateway.operation_schemas import WhatIfForm
 from llmsched.gateway.protocol import Protocol
 from llmsched.model.events import Event
 from llmsched.model.records import Writes
@@ -38,14 +39,17 @@ from llmsched.runtime.learning.foresight import Foresight
 from llmsched.runtime.learning.learner import Learner, Learning
 from llmsched.runtime.learning.profiles import profile_files
 from llmsched.runtime.memory import trim_at_rest
+from llmsched.runtime.observer import Several
 from llmsched.runtime.service import Service
 from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
 from llmsched.runtime.tools.handlers import build_registry
 from llmsched.runtime.tools.workers import ProcessWorkers
+from llmsched.runtime.trends import Trends
 from llmsched.scheduler import Backoff
 from llmsched.store.journal import Journal
 from llmsched.store.store import Store
+from llmsched.whatif import Request
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ async def build(settings: Settings) -> Context:
     store = await Store.open(settings.store)
     metrics = Metrics()
     clock = WallClock()
+    trends = Trends(clock.now, settings.seed)
     applications = Applications(store)
     foresight = Foresight(knowledge, speed=settings.speed, observer=metrics)
     learner = Learner(
@@ -105,7 +110,7 @@ async def build(settings: Settings) -> Context:
         handlers=registry,
         clock=clock,
         hub=Hub(),
-        observer=metrics,
+        observer=Several(metrics, trends),
         foresight=foresight,
         learner=learner,
         limits=Limits(
@@ -125,31 +130,58 @@ async def build(settings: Settings) -> Context:
 
     watches: list[asyncio.Task[None]] = []
 
+    def whatif_request(form: WhatIfForm, now: float) -> dict[str, Any]:
+        return _whatif_request(settings, service, form, now)
+
     async def start() -> None:
         await service.start({pool: slots for pool, slots in pools.items() if slots})
         fleet.start()
         resting = trim_at_rest(lambda: service.active_jobs, lambda: service.next_number)
         watches.append(asyncio.create_task(resting, name="memory"))
         watches.append(asyncio.create_task(watch_lag(metrics.lagged), name="lag"))
+        watches.append(asyncio.create_task(trends.watch(lambda: service.scheduler.view), name="trends"))
 
     async def stop() -> None:
         for task in watches:
             task.cancel()
+        await context.whatifs.stop()
         await service.stop(settings.grace)
         await fleet.stop()
         await journal.close()
         await store.close()
 
-    return Context(
+    context = Context(
         service=service,
         store=store,
         journal=journal,
         metrics=metrics,
+        trends=trends,
+        whatif_request=whatif_request,
         keys=Keys(settings.tenants()),
         start=start,
         stop=stop,
         max_body=int(settings.max_body_mb * 1024 * 1024),
+        ui=settings.ui,
     )
+    return context
+
+
+def _whatif_request(settings: Settings, service: Service, form: WhatIfForm, now: float) -> dict[str, Any]:
+    """The machines are those of now; engines that are down or drained count, for they were there."""
+    engines = [engine for engine in service.engines if engine.spec.pool == "llm"] or list(service.engines)
+    workers = {"cpu": settings.workers, **settings.worker_pools}
+    return Request(
+        store=settings.store,
+        policies=",".join(form.policies),
+        since=now - form.last_s,
+        until=now,
+        curve=read_latency_curve(settings.latency).to_json(),
+        jobs=form.jobs,
+        engines=[engine.slots for engine in engines] or None,
+        workers={pool: slots for pool, slots in workers.items() if slots},
+        max_wait=settings.max_wait,
+        tenants=settings.tenant_weights,
+    ).to_json()
 
 
 def _lengths(settings: Settings) -> Lengths | None:

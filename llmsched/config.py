@@ -153,6 +153,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    #: Whether there is a page for operators at /ui.
+    ui: bool = True
     policy: str = DEFAULT_POLICY
     store: str = Field(default="sqlite:///llmsched.db", repr=False)
     #: URLs or tables.

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmsched import __version__
 from llmsched.errors import BackendError
-from llmsched.gateway import jobs, management, openai, problems
+from llmsched.gateway import jobs, management, openai, operation, problems, ui
 from llmsched.gateway.context import Context
 from llmsched.gateway.edge import Edge
 from llmsched.gateway.openai import OpenAI
@@ -71,7 +71,10 @@ def create_app(context: Context) -> FastAPI:
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(management.router)
+    app.include_router(operation.router)
     _operations(app, context)
+    if context.ui:
+        ui.install(app)
     app.add_middleware(Edge, max_body=context.max_body)
     app.door = Edge(OpenAI(context), context.max_body)
     _document(app, context)
@@ -139,12 +142,12 @@ def _document(app: FastAPI, context: Context) -> None:
             components["schemas"].pop(unused, None)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():
-            for operation in operations.values():
-                if "422" in operation["responses"]:
-                    operation["responses"] |= {"422": problems.responses(422)[422]}
-                operation["responses"] = dict(sorted(operation["responses"].items()))
+            for described in operations.values():
+                if "422" in described["responses"]:
+                    described["responses"] |= {"422": problems.responses(422)[422]}
+                described["responses"] = dict(sorted(described["responses"].items()))
                 if path.startswith("/v1/") and context.keys.are_required:
-                    operation["security"] = [{"key": []}]
+                    described["security"] = [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

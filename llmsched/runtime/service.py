@@ -76,6 +76,7 @@ from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.scripts.observed import ObservedScript
 from llmsched.runtime.submission import Limits, NewJob
+from llmsched.runtime.timeline import Timeline
 from llmsched.runtime.tools.handlers import HandlerRegistry
 from llmsched.runtime.tools.workers import WorkerPool
 from llmsched.scheduler import Backoff, Scheduler
@@ -141,6 +142,8 @@ class Service:
         self.failure: BaseException | None = None
         #: The last decisions, oldest first.
         self.decisions: deque[dict[str, Any]] = deque(maxlen=self.limits.decisions)
+        #: When tasks of the last jobs ran where.
+        self.timeline = Timeline()
         self._store = store
         self._journal = journal
         self._observer = observer or Silent()
@@ -642,6 +645,7 @@ class Service:
     def _finish(self, command: FinishJob, now: float) -> None:
         run = self._runs.pop(command.job)
         self._attempts.forget(command.job)
+        self.timeline.finished(command.job, now)
         self.door.finished(command.job, command.outcome, command.reason)
         if run.unwritten is not None:
             self._writes[command.job], run.unwritten = run.unwritten, None
@@ -675,6 +679,7 @@ class Service:
         if first:
             self._of(ref.job).updates.append(JobUpdate(ref.job, JobStatus.RUNNING, now, None, None, None))
         self._observer.task_started(task.pool, run.record.application, now - task.ready_at)
+        self.timeline.started(ref, command.attempt, command.executor, now)
         self._attempts.start(run, command, task.stage.kind)
 
     def _reported(self, attempt: Attempt, event: TaskFinished | TaskFailed | SliceEnded, output: Any) -> None:
@@ -685,10 +690,13 @@ class Service:
         match event:
             case TaskFinished():
                 stage.outputs[ref.index] = output
+                self.timeline.ended(ref, "done", now)
             case TaskFailed(_, number, reason):
+                self.timeline.ended(ref, "failed", now)
                 note = {"stage": ref.stage, "task": ref.index, "attempt": number, "reason": reason}
                 self._of(ref.job).events.append(run.event("task.failed", now, note))
             case SliceEnded():
+                self.timeline.ended(ref, "sliced", now)
                 self._observer.task_sliced(stage.spec.pool)
             case _:
                 assert_never(event)

@@ -345,17 +345,25 @@ class Store:
                 yield stored
 
     async def history(
-        self, *, application: str | None = None, since: float | None = None, newest: int | None = None
+        self,
+        *,
+        application: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        newest: int | None = None,
     ) -> AsyncIterator[StoredJob]:
         """Completed jobs in order of submission.
 
-        since: those that finished at that moment or later. newest: of all these, so many that were submitted last.
+        since: those that finished at that moment or later. until: before that one. newest: of all these, so many that
+        were submitted last.
         """
         wanted = [jobs.c.status == JobStatus.COMPLETED.value]
         if application is not None:
             wanted.append(jobs.c.application == application)
         if since is not None:
             wanted.append(jobs.c.finished_at >= since)
+        if until is not None:
+            wanted.append(jobs.c.finished_at < until)
         last = 0
         if newest is not None:
             query = select(jobs.c.number).where(*wanted).order_by(jobs.c.number.desc()).limit(newest)
