@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -26,7 +26,7 @@ from llmsched.model.events import JobClass
 from llmsched.model.kinds import StageKind
 from llmsched.model.latency import LatencyCurve
 from llmsched.model.recording import Recording
-from llmsched.model.records import StoredJob
+from llmsched.model.records import StageRecord, StoredJob
 from llmsched.model.unfolding import pool_of
 from llmsched.profiler import MIN_JOBS, Curves, Knowledge, Profile, fit
 from llmsched.runtime.scripts.observed import is_observed
@@ -99,18 +99,22 @@ async def read(store: Store, since: float, until: float, newest: int, *, learns:
     applications, unreadable = await _applications(store, {s.job.application for s in stored}), 0
     arrivals, seconds, executors, pools = [], [], dict[str, set[str]](), set[str]()
     calls, calling = 0, 0.0
+    pace, recorded = _Pace(), []
     begin = stored[0].job.submitted_at if stored else since
     for one in stored:
         job, recording = one.job, _recording(one)
         if recording is None or job.application not in applications:
             unreadable += 1
             continue
+        recorded.append(job.has_recording)
         arrivals.append(Arrival(job.submitted_at - begin, recording, JobClass(job.job_class), job.tenant))
         seconds.append((job.finished_at or job.submitted_at) - job.submitted_at)
         for stage in recording.stages:
             if stage.kind is not StageKind.DYNAMIC:
                 pools.add(pool_of(applications[job.application], stage))
         for row in one.stages:
+            if row.kind is StageKind.REGULAR and job.has_recording:
+                pace.see(row)
             if row.kind is StageKind.LLM:
                 executors.setdefault(row.pool, set()).update(filter(None, row.executors))
                 calls += len(row.results)
@@ -123,16 +127,52 @@ async def read(store: Store, since: float, until: float, newest: int, *, learns:
         notes.append(f"jobs that did not complete are not simulated ({said} in the whole store)")
     if any(is_observed(a) for a in applications.values()):
         notes.append("pauses of agents between their calls are not repeated")
+    if (factor := pace.factor) < 1:
+        notes.append(f"tools of recorded jobs take {factor:.2f} of their seconds, as they did: the service has a speed")
+        faster = [replace(a, recording=_faster(a.recording, factor)) for a in arrivals]
+        arrivals = [f if is_recorded else a for a, f, is_recorded in zip(arrivals, faster, recorded, strict=True)]
     knowledge = Knowledge(curves=Curves(default=curve))
     if learns:
         profiles, leaks = await _learn(store, since, applications, arrivals, curve)
         for profile in profiles:
             knowledge.put(profile)
         notes.append(_said(profiles, leaks))
-    past = Past(
-        tuple(arrivals), tuple(seconds), applications, knowledge, calling / calls if calls else None, tuple(notes)
-    )
+    called = calling / calls if calls else None
+    past = Past(tuple(arrivals), tuple(seconds), applications, knowledge, called, tuple(notes))
     return History(past, executors, pools)
+
+
+class _Pace:
+    """How much of their recorded seconds tools really take: less than all where a service runs with a speed.
+
+    The history keeps the recorded seconds, not those, but when stages began and ended; stages of one task tell.
+    """
+
+    def __init__(self) -> None:
+        #: (share that it took, recorded seconds)
+        self._seen: list[tuple[float, float]] = []
+
+    def see(self, row: StageRecord) -> None:
+        if len(row.results) == 1 and row.started_at is not None and (seconds := row.results[0].duration) > 0:
+            self._seen.append(((row.finished_at - row.started_at) / seconds, seconds))
+
+    @property
+    def factor(self) -> float:
+        """The median over the recorded seconds; above 0.9 it is taken for 1: what calls cost besides is not a speed."""
+        half = sum(seconds for _, seconds in self._seen) / 2
+        for share, seconds in sorted(self._seen):
+            half -= seconds
+            if half <= 0:
+                return share if 0 < share < 0.9 else 1.0
+        return 1.0
+
+
+def _faster(recording: Recording, factor: float) -> Recording:
+    stages = tuple(
+        replace(stage, tasks=tuple(replace(t, duration=t.duration * factor) for t in stage.tasks))
+        for stage in recording.stages
+    )
+    return replace(recording, stages=stages)
 
 
 async def _applications(store: Store, names: set[str]) -> dict[str, Application]:

@@ -107,6 +107,8 @@ class WhatIfs:
                 asked.error = "the simulation was stopped"
             seconds = asyncio.get_running_loop().time() - began
             asked.ended_at = asked.asked_at + seconds
+            if asked.result is not None:
+                asked.done = asked.of
             told = {"id": asked.id, "status": asked.status, "seconds": round(seconds, 2), "jobs": asked.of}
             log.info("whatif answered", extra=told)
 

@@ -2,7 +2,9 @@
 import { h, s } from "./dom.js";
 import { shortClock } from "./format.js";
 
-const WIDTH = 460, HEIGHT = 150, LEFT = 40, RIGHT = 8, TOP = 8, BOTTOM = 20;
+const WIDTH = 460, HEIGHT = 150, LEFT = 50, RIGHT = 8, TOP = 8, BOTTOM = 20;
+// Steps that a chart shows at least; a service that was just started would be a needle at the right end of all.
+const LEAST = 36;
 
 /** Round numbers from 0 to at least `most`. */
 export function ticks(most, count = 3) {
@@ -25,10 +27,13 @@ function pathOf(points) {
 }
 
 /**
- * Lines over time. lines: [{name, values, area}], values as long as `at`, null where unknown. unit: value → text.
+ * Lines over time. all: [{name, values, area}], values as long as `times`, null where unknown. unit: value → text.
  * gaps: whether a null breaks the line (else it is drawn on, for what only happens now and then).
  */
-export function timeChart(title, at, lines, { unit = String, gaps = true, empty = "nothing yet" } = {}) {
+export function timeChart(title, times, all, { unit = String, gaps = true, empty = "nothing yet" } = {}) {
+  const begin = Math.max(0, Math.min(times.length - LEAST, ...all.map((l) => l.values.findIndex((v) => v !== null)).filter((k) => k >= 0)) - 1);
+  const at = times.slice(begin);
+  const lines = all.map((l) => ({ ...l, values: l.values.slice(begin) }));
   const known = lines.flatMap((l) => l.values).filter((v) => v !== null);
   const figure = h("figure", { class: "chart" });
   const last = (l) => l.values.findLast((v) => v !== null) ?? null;

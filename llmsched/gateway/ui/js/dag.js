@@ -2,7 +2,9 @@
 import { s } from "./dom.js";
 import { seconds } from "./format.js";
 
-const W = 148, H = 46, GAP_X = 44, GAP_Y = 16, PAD = 16;
+const W = 140, H = 46, GAP_X = 34, GAP_Y = 16, PAD = 14;
+// A graph that is too wide is drawn so much smaller at most; then it scrolls.
+const SMALLEST = 0.72;
 
 /** Edges [from, to]: what each stage waits for; a plan hangs below its dynamic stage, which is over when the plan is. */
 function edges(stages) {
@@ -64,7 +66,7 @@ const MARKS = { waiting: "○", ready: "◔", running: "◑", done: "●", skipp
 
 function caption(stage, now) {
   if (stage.state === "done") return stage.kind === "dynamic" ? "plan done" : seconds(stage.finished_at - stage.started_at);
-  if (stage.kind === "dynamic") return stage.state === "waiting" ? "plan to come" : stage.state === "skipped" ? "skipped" : "plan at work";
+  if (stage.kind === "dynamic") return stage.state === "waiting" ? "plan to come" : stage.state === "skipped" ? "skipped" : "at work";
   if (stage.state === "running") {
     const part = stage.tasks > 1 ? `${stage.done}/${stage.tasks} · ` : "";
     return part + (stage.started_at ? seconds(now - stage.started_at) : "");
@@ -76,9 +78,9 @@ function caption(stage, now) {
 
 /**
  * stages: of GET /v1/jobs/{id}. seen: names that were drawn before (what is new unfolds), updated here.
- * onPick: called with a stage's name; picked: that which is marked.
+ * onPick: called with a stage's name; picked: that which is marked. room: pixels there are.
  */
-export function drawDag(stages, now, seen, { onPick, picked } = {}) {
+export function drawDag(stages, now, seen, { onPick, picked, room = Infinity } = {}) {
   const links = edges(stages);
   const columns = layers(stages, links);
   const tallest = Math.max(1, ...columns.map((c) => c.length));
@@ -89,7 +91,8 @@ export function drawDag(stages, now, seen, { onPick, picked } = {}) {
     at.set(stage.name, [PAD + c * (W + GAP_X), PAD + 7 + (tallest - column.length) * (H + GAP_Y) / 2 + k * (H + GAP_Y)]);
   }));
   const counts = STATES.map((state) => [state, stages.filter((stage) => stage.state === state).length]).filter(([, n]) => n);
-  const svg = s("svg", { class: "dag", viewBox: `0 0 ${width} ${height}`, width, height, role: "group",
+  const scale = Math.min(1, Math.max(SMALLEST, room / width));
+  const svg = s("svg", { class: "dag", viewBox: `0 0 ${width} ${height}`, width: width * scale, height: height * scale, role: "group",
     "aria-label": `Stages: ${counts.map(([state, n]) => `${n} ${state}`).join(", ")}` });
 
   const plans = Map.groupBy(stages.filter((stage) => stage.parent), (stage) => stage.parent);
@@ -123,7 +126,7 @@ export function drawDag(stages, now, seen, { onPick, picked } = {}) {
     if (stage.tasks > 0 && stage.state === "running") {
       node.append(s("rect", { class: "progress", x: 6, y: H - 6, width: ((W - 12) * stage.done) / stage.tasks, height: 2.5, rx: 1 }));
     }
-    const name = stage.name.length > 19 ? `${stage.name.slice(0, 18)}…` : stage.name;
+    const name = stage.name.length > 17 ? `${stage.name.slice(0, 16)}…` : stage.name;
     node.append(s("text", { x: 10, y: 19, class: "name" }, name),
       s("text", { x: 10, y: 35, class: "note" }, `${MARKS[stage.state]} ${caption(stage, now)}`),
       s("text", { x: W - 8, y: 35, class: "kind", "text-anchor": "end" }, stage.kind === "regular" ? stage.pool : stage.kind));

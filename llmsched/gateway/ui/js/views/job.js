@@ -1,6 +1,7 @@
 // One job: its DAG as it unfolds, its tasks over time, when it will be done, and why it is not further.
 import { h, show, toast } from "../dom.js";
 import { follow, get, post, repeat } from "../api.js";
+import { bar } from "../charts.js";
 import { drawDag, STATES } from "../dag.js";
 import { drawGantt } from "../gantt.js";
 import { clock, number, seconds, shortId, words } from "../format.js";
@@ -15,6 +16,7 @@ function reason(why) {
 function eta(job, now) {
   if (job.finished_at) return h("span", {}, "took ", h("b", {}, seconds(job.finished_at - job.submitted_at)));
   if (!job.eta) return h("span", { class: "faint", title: "nothing is learned about this application yet" }, "no estimate yet");
+  if (job.eta.p90 <= now + 0.05) return h("span", { id: "eta" }, "later than was believed: ", h("b", {}, "90 % of its like"), " were over by now");
   return h("span", { id: "eta" }, "done in ", h("b", {}, seconds(job.eta.p50 - now)), " (p50) to ", h("b", {}, seconds(job.eta.p90 - now)), " (p90)");
 }
 
@@ -31,6 +33,25 @@ function because(why) {
       p.jobs_ahead > p.ahead.length ? h("li", { class: "faint more" }, `and ${p.jobs_ahead - p.ahead.length} more`) : null,
       p.place !== null ? h("li", { class: "me" }, "this job", h("span", { class: "note" }, p.why ? ` · ${reason(p.why)}` : "")) : null))),
     h("p", { class: "note" }, "Policy ", h("a", { href: "#/policies" }, why.policy), ": ", why.line, "."),
+  ];
+}
+
+/** Where the time of a job that is over went: how long something of it ran, and how long nothing did. */
+function spent(job, spans) {
+  const ends = spans.map((span) => [span.started_at, span.ended_at ?? job.finished_at]).sort((a, b) => a[0] - b[0]);
+  let ran = 0, until = job.submitted_at;
+  for (const [from, to] of ends) {
+    ran += Math.max(0, to - Math.max(from, until));
+    until = Math.max(until, to);
+  }
+  const whole = job.finished_at - job.submitted_at, waited = Math.max(0, whole - ran);
+  const executors = new Set(spans.map((span) => span.executor));
+  const tokens = job.stages.reduce((sum, stage) => sum + (stage.output_tokens ?? 0), 0);
+  return [
+    bar([["running", ran, "seconds at work"], ["queued", waited, "seconds of waiting"]], whole),
+    h("dl", { class: "details" }, [["at work", `${seconds(ran)} (${Math.round((100 * ran) / (whole || 1))} %)`],
+      ["waiting", `${seconds(waited)}, while nothing of it ran`], ["attempts", `${spans.length}, on ${[...executors].join(", ")}`],
+      ["written", `${number(tokens)} tokens`]].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
   ];
 }
 
@@ -62,7 +83,7 @@ export function job(main, { id }, signal) {
   const pick = (name) => { picked = picked === name ? null : name; drawStages(); };
   const drawStages = () => {
     const scroll = dag.scrollLeft;
-    show(dag, drawDag(last.stages, now(), seen, { onPick: pick, picked }));
+    show(dag, drawDag(last.stages, now(), seen, { onPick: pick, picked, room: dag.clientWidth }));
     dag.scrollLeft = scroll;
     const stage = last.stages.find((one) => one.name === picked);
     show(stagebox, stage && [h("h3", {}, stage.name), details(stage)]);
@@ -91,7 +112,8 @@ export function job(main, { id }, signal) {
     drawStages();
     show(gantt, times.spans.length ? drawGantt(times.spans, view.submitted_at, now(), view.finished_at, view.eta) : h("p", { class: "empty" }, "No task has begun."));
     show(exact, times.is_exact || !times.spans.length ? null : "Only stages are remembered of this job: its tasks are drawn from their stage's start.");
-    show(why, h("h2", { id: "h-why" }, isOver ? "It is over" : reasons.places.length ? "Why is it waiting?" : "What is it doing?"), because(reasons));
+    show(why, h("h2", { id: "h-why" }, isOver ? "Where the time went" : reasons.places.length ? "Why is it waiting?" : "What is it doing?"),
+      isOver && times.spans.length ? spent(view, times.spans) : because(reasons));
     const hasMore = view.result !== null || Object.keys(view.metadata).length > 0;
     result.hidden = !hasMore;
     show(result, hasMore && [h("h2", { id: "h-result" }, view.result !== null ? "Result" : "Metadata"),

@@ -11,7 +11,7 @@ const tile = (name, value, note) => h("div", { class: "tile" }, h("span", { clas
   h("b", {}, value), h("span", { class: "note" }, note));
 
 function tiles(now) {
-  const llm = now.pools.find((p) => p.name === "llm") ?? now.pools[0];
+  const llm = now.pools.find((p) => p.name === now.executors[0]?.pool);
   const waiting = now.pools.reduce((sum, p) => sum + p.ready, 0);
   const queued = Object.values(now.jobs).reduce((sum, c) => sum + c.queued, 0);
   const { recent } = now;
@@ -31,13 +31,13 @@ function applications(now) {
   const link = (name, status, n) => (n ? h("a", { href: `#/jobs?application=${name}&status=${status}` }, number(n)) : h("span", { class: "faint" }, "0"));
   return h("section", { class: "card", "aria-labelledby": "h-apps" }, h("h2", { id: "h-apps" }, "Jobs by application"),
     rows.length ? h("div", { class: "scroll" }, h("table", {},
-      h("thead", {}, h("tr", {}, h("th", {}, "application"), h("th", { class: "wide" }, "in the system"), ["queued", "running"].map((t) => h("th", { class: "n" }, t)),
-        ["completed", "failed", "cancelled"].map((t) => h("th", { class: "n", title: "since the service started" }, t)))),
+      h("thead", {}, h("tr", {}, h("th", {}, "application"), h("th", { class: "wide maybe" }, "in the system"), ["queued", "running"].map((t) => h("th", { class: "n" }, t)),
+        ["completed", "failed", "cancelled"].map((t) => h("th", { class: `n${t === "cancelled" ? " maybe" : ""}`, title: "since the service started" }, t)))),
       h("tbody", {}, rows.map(([name, c]) => h("tr", {},
         h("th", { scope: "row" }, h("a", { href: `#/jobs?application=${name}`, "data-key": `app:${name}` }, words(name))),
-        h("td", {}, bar([["running", c.running, "running"], ["queued", c.queued, "queued"]], most)),
+        h("td", { class: "maybe" }, bar([["running", c.running, "running"], ["queued", c.queued, "queued"]], most)),
         ["queued", "running", "completed", "failed", "cancelled"].map((status) =>
-          h("td", { class: `n${status === "failed" && c.failed ? " bad" : ""}` }, link(name, status, c[status]))))))))
+          h("td", { class: `n${status === "failed" && c.failed ? " bad" : ""}${status === "cancelled" ? " maybe" : ""}` }, link(name, status, c[status]))))))))
       : h("p", { class: "empty" }, "No job yet. Submit one: ", h("code", {}, "POST /v1/jobs"), "."));
 }
 
@@ -51,24 +51,25 @@ function executors(now) {
       : h("p", { class: "empty" }, "No engine yet."));
 }
 
-function charts(t) {
-  const pools = Object.entries(t.pools);
-  const scale = (values) => values.map((v) => (v === null ? null : v));
+function charts(t, order) {
+  const pools = Object.entries(t.pools).sort(([a], [b]) => order.indexOf(a) - order.indexOf(b));
+  const perMinute = (counts) => counts.map((n, k) => (n === null || k === counts.length - 1 ? null : (n * 60) / t.step_s)); // the last step goes on
   return [
     timeChart("Completion time", t.at, [
       { name: "mean", values: t.jct_mean }, { name: "P95", values: t.jct_p95, dashed: true }], { unit: seconds, gaps: false, empty: "no job done" }),
-    timeChart("Tasks waiting", t.at, pools.map(([name, p], k) => ({ name, values: scale(p.ready), area: k === 0 })), { unit: number }),
+    timeChart("Tasks waiting", t.at, pools.map(([name, p], k) => ({ name, values: p.ready, area: k === 0 })), { unit: number }),
     timeChart("Slots in use", t.at, pools.map(([name, p], k) => ({ name, area: k === 0,
       values: p.running.map((v, i) => (v === null || !p.slots[i] ? null : (100 * v) / p.slots[i])) })), { unit: (v) => `${number(v)} %` }),
     timeChart("Jobs", t.at, [{ name: "in the system", values: t.active, area: true }], { unit: number }),
-    timeChart("Jobs done per step", t.at, [{ name: "completed", values: t.completed, area: true }, { name: "failed", values: t.failed }], { unit: number }),
+    timeChart("Jobs done per minute", t.at, [{ name: "completed", values: perMinute(t.completed), area: true }, { name: "failed", values: perMinute(t.failed) }],
+      { unit: number }),
     timeChart("Cost of a decision", t.at, [{ name: "mean", values: t.decision_ms_mean }, { name: "most", values: t.decision_ms_max, dashed: true }],
       { unit: milliseconds, gaps: false }),
   ];
 }
 
 export function overview(main, _, signal) {
-  let span = "15m";
+  let span = "15m", order = [];
   const trouble = h("div", { id: "trouble", "aria-live": "polite" });
   const top = h("div"), middle = h("div", { class: "columns" }), trends = h("div", { class: "charts", id: "trends" });
   const choice = h("div", { class: "choice", role: "group", "aria-label": "Time shown" });
@@ -79,9 +80,10 @@ export function overview(main, _, signal) {
   main.append(h("h1", { class: "hidden" }, "Overview"), trouble, top, middle,
     h("section", { "aria-labelledby": "h-trends" }, h("div", { class: "heading" }, h("h2", { id: "h-trends" }, "Trends"), choice), trends));
 
-  const draw = async () => show(trends, charts(await get(`/v1/trends?span=${span}`, signal)));
+  const draw = async () => show(trends, charts(await get(`/v1/trends?span=${span}`, signal), order));
   repeat(2000, async () => {
     const now = await get("/v1/overview", signal);
+    order = [...new Set(now.executors.map((e) => e.pool))];
     show(trouble, now.trouble.map((text) => h("p", { class: "trouble", role: "alert" }, "⚠ ", text)));
     show(top, tiles(now));
     show(middle, applications(now), executors(now));
