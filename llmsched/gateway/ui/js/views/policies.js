@@ -35,7 +35,7 @@ export function policies(main, _, signal) {
   let listed = [], active = "", open = null;
   const cards = h("div", { class: "policies", id: "policies", role: "radiogroup", "aria-label": "Policy at work" });
   const chosen = h("div", { class: "picks", role: "group", "aria-label": "Policies to compare with the one at work" });
-  const picks = new Set(["fcfs"]);
+  const picks = new Set();
   const span = h("select", { id: "span", "aria-label": "How far back" }, SPANS.map(([value, says]) => h("option", { value, selected: value === "86400" }, `last ${says}`)));
   const go = h("button", { class: "primary", id: "simulate", onclick: () => ask() }, "Simulate");
   const state = h("div", { id: "whatif", "aria-live": "polite" });
@@ -49,6 +49,8 @@ export function policies(main, _, signal) {
     if (name === active || !confirm(`Order everything that waits by ${name} from now on?`)) return;
     try {
       await put("/v1/policies/active", { name }, signal);
+      picks.clear();
+      picks.add(active); // what was at work until now is what one wants to compare with
       toast(`${name} orders the work from now on.`);
       await draw();
     } catch (error) { toast(error.message, "error"); }
@@ -61,6 +63,7 @@ export function policies(main, _, signal) {
       "data-policy": p.name, onclick: () => use(p.name) },
     h("b", {}, p.name, p.active ? h("span", { class: "chip up" }, "at work") : null), h("span", {}, p.line), h("span", { class: "faint" }, p.source))));
     picks.delete(active);
+    if (!picks.size) picks.add(["fcfs", "llmsched-pool"].find((name) => name !== active));
     show(chosen, h("span", { class: "chip up" }, active), h("span", { class: "faint" }, "against"), listed.filter((p) => !p.active).map((p) => h("button", {
       class: "pick", "aria-pressed": String(picks.has(p.name)), "data-key": `pick:${p.name}`, "data-pick": p.name, title: p.line, onclick: () => {
         if (picks.has(p.name)) picks.delete(p.name); else if (picks.size < 5) picks.add(p.name); else toast("At most five at once.");
