@@ -612,7 +612,7 @@ async def test_methods_that_are_not_there(service: InProcessService) -> None:
         response = await service.http.request(method, path)
         assert response.status_code == 405
         assert set(response.headers["allow"].split(", ")) <= allowed
-    for path in ("/", "/v1", "/v1/nothing", "/v2/jobs", "/v1/jobs/a/b", "/" + "x" * 10_000, "/%00", "/..%2f..%2fetc"):
+    for path in ("/v1", "/v1/nothing", "/v2/jobs", "/v1/jobs/a/b", "/" + "x" * 10_000, "/%00", "/..%2f..%2fetc"):
         assert "GET /openapi.json" in a_problem(await service.get(path), 404)["detail"]
 
 

@@ -179,7 +179,7 @@ async def test_last_night_under_another_policy(
         assert again.status_code == 409
         assert "another question is being simulated" in again.json()["detail"]
         pid = service.context.whatifs.pid
-        while (answer := await json_of(service, path))["status"] == "running":  # noqa: ASYNC110
+        while (answer := await json_of(service, path))["status"] == "running":
             pid = pid or service.context.whatifs.pid
             await asyncio.sleep(0.05)
         assert answer["status"] == "done", answer["error"]

@@ -19,7 +19,10 @@ from llmsched.scheduler import Scheduler
 from llmsched.scheduler.waiting import Place, Waiting, waiting
 
 PAIR = Application.parse(
-    {"name": "app", "stages": [{"name": "a", "kind": "llm", "max_tasks": 9}, {"name": "b", "kind": "llm", "after": ["a"]}]}
+    {
+        "name": "app",
+        "stages": [{"name": "a", "kind": "llm", "max_tasks": 9}, {"name": "b", "kind": "llm", "after": ["a"]}],
+    }
 )
 
 

@@ -1,6 +1,6 @@
 // Line charts and stacked bars in SVG: few, small, and readable without colours (every line has its name).
 import { h, s } from "./dom.js";
-import { shortClock } from "./format.js";
+import { axisSeconds, seconds, shortClock } from "./format.js";
 
 const WIDTH = 460, HEIGHT = 150, LEFT = 50, RIGHT = 8, TOP = 8, BOTTOM = 20;
 // Steps that a chart shows at least; a service that was just started would be a needle at the right end of all.
@@ -40,6 +40,7 @@ export function timeChart(title, times, all, { unit = String, gaps = true, empty
   figure.append(h("figcaption", {}, h("span", { class: "title" }, title),
     h("span", { class: "legend" }, lines.map((l, k) => h("span", { class: `key c${k}` }, l.name, " ",
       h("b", {}, last(l) === null ? "–" : unit(last(l))))))));
+  const short = (v) => (v === 0 ? "0" : unit === seconds ? axisSeconds(v) : unit(v));
   const scale = ticks(Math.max(0, ...known));
   const most = scale.at(-1);
   const x = (k) => LEFT + (WIDTH - LEFT - RIGHT) * (k / Math.max(1, at.length - 1));
@@ -48,7 +49,7 @@ export function timeChart(title, times, all, { unit = String, gaps = true, empty
   const svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": said });
   for (const tick of scale) {
     svg.append(s("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(tick), y2: y(tick), class: "grid" }));
-    svg.append(s("text", { x: LEFT - 6, y: y(tick) + 3.5, class: "tick", "text-anchor": "end" }, unit(tick)));
+    svg.append(s("text", { x: LEFT - 6, y: y(tick) + 3.5, class: "tick", "text-anchor": "end" }, short(tick)));
   }
   for (const k of [0, Math.floor((at.length - 1) / 2), at.length - 1]) {
     const anchor = k === 0 ? "start" : k === at.length - 1 ? "end" : "middle";
@@ -73,7 +74,7 @@ export function timeChart(title, times, all, { unit = String, gaps = true, empty
 }
 
 /** Share of jobs done within a time, on a logarithmic axis. lines: {name: [[seconds, share], …]}. */
-export function doneChart(lines, unit) {
+export function doneChart(lines) {
   const width = 640, height = 280, bottom = 32;
   const times = Object.values(lines).flat().map((p) => p[0]).filter((t) => t > 0);
   const low = Math.log10(Math.max(1e-3, Math.min(...times, 1))), high = Math.log10(Math.max(...times, low + 1) * 1.05);
@@ -90,7 +91,7 @@ export function doneChart(lines, unit) {
       const t = m * 10 ** p;
       if (Math.log10(t) < low - 1e-9 || Math.log10(t) > high) continue;
       svg.append(s("line", { x1: x(t), x2: x(t), y1: TOP, y2: height - bottom, class: "grid" }));
-      svg.append(s("text", { x: x(t), y: height - bottom + 15, class: "tick", "text-anchor": "middle" }, unit(t)));
+      svg.append(s("text", { x: x(t), y: height - bottom + 15, class: "tick", "text-anchor": "middle" }, axisSeconds(t)));
     }
   }
   Object.entries(lines).forEach(([name, points], n) => {

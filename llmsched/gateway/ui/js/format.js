@@ -17,7 +17,12 @@ export const number = (value, digits = 3) =>
   value === null || value === undefined ? "–"
     : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en-GB") : String(Number(value.toPrecision(digits)));
 
-export const milliseconds = (value) => (value === null || value === undefined ? "–" : `${number(value, 2)} ms`);
+export const milliseconds = (value) =>
+  value === null || value === undefined ? "–" : value >= 1000 ? seconds(value / 1000) : `${number(value, 2)} ms`;
+
+/** Seconds on an axis, where there is little room. */
+export const axisSeconds = (value) =>
+  value === 0 ? "0" : value < 90 ? seconds(value) : value < 5400 ? `${number(value / 60, 2)} min` : `${number(value / 3600, 2)} h`;
 
 const two = (n) => String(n).padStart(2, "0");
 

@@ -80,10 +80,12 @@ export function overview(main, _, signal) {
   main.append(h("h1", { class: "hidden" }, "Overview"), trouble, top, middle,
     h("section", { "aria-labelledby": "h-trends" }, h("div", { class: "heading" }, h("h2", { id: "h-trends" }, "Trends"), choice), trends));
 
-  const draw = async () => show(trends, charts(await get(`/v1/trends?span=${span}`, signal), order));
+  const draw = async () => order.length && show(trends, charts(await get(`/v1/trends?span=${span}`, signal), order));
   repeat(2000, async () => {
     const now = await get("/v1/overview", signal);
-    order = [...new Set(now.executors.map((e) => e.pool))];
+    const isFirst = !order.length;
+    order = [...new Set([...now.executors.map((e) => e.pool), ...now.pools.map((p) => p.name), ""])]; // engines first
+    if (isFirst) draw();
     show(trouble, now.trouble.map((text) => h("p", { class: "trouble", role: "alert" }, "⚠ ", text)));
     show(top, tiles(now));
     show(middle, applications(now), executors(now));

@@ -27,7 +27,7 @@ function answer(asked) {
       h("thead", {}, h("tr", {}, ["policy", "mean", "P50", "P95", "P99", `mean against ${first}`].map((t, k) => h("th", { class: k ? "n" : null }, t)))),
       h("tbody", {}, rows, h("tr", { class: "recordedrow" }, h("th", { scope: "row" }, h("span", { class: "key recorded" }, "recorded")),
         [r.mean_jct, r.p50_jct, r.p95_jct, r.p99_jct].map((v) => h("td", { class: "n" }, seconds(v))), h("td", { class: "n faint" }, "as it was"))))),
-    h("figure", { class: "chart" }, h("figcaption", {}, h("span", { class: "title" }, "Share of jobs done within a time")), doneChart(result.lines, seconds)),
+    h("figure", { class: "chart" }, h("figcaption", {}, h("span", { class: "title" }, "Share of jobs done within a time")), doneChart(result.lines)),
     h("details", {}, h("summary", {}, "What is assumed"), h("ul", {}, result.assumptions.map((text) => h("li", {}, text, ".")))));
 }
 
