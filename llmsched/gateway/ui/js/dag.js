@@ -126,7 +126,7 @@ export function drawDag(stages, now, seen, { onPick, picked, room = Infinity } =
     if (stage.tasks > 0 && stage.state === "running") {
       node.append(s("rect", { class: "progress", x: 6, y: H - 6, width: ((W - 12) * stage.done) / stage.tasks, height: 2.5, rx: 1 }));
     }
-    const name = stage.name.length > 17 ? `${stage.name.slice(0, 16)}…` : stage.name;
+    const name = stage.name.length > 16 ? `${stage.name.slice(0, 15)}…` : stage.name;
     node.append(s("text", { x: 10, y: 19, class: "name" }, name),
       s("text", { x: 10, y: 35, class: "note" }, `${MARKS[stage.state]} ${caption(stage, now)}`),
       s("text", { x: W - 8, y: 35, class: "kind", "text-anchor": "end" }, stage.kind === "regular" ? stage.pool : stage.kind));
