@@ -21,12 +21,14 @@ from llmsched.gateway.auth import Keys
 from llmsched.gateway.context import Context
 from llmsched.gateway.metrics import Metrics
 from llmsched.gateway.protocol import Protocol
+from llmsched.gateway.views import callback_body
 from llmsched.model.events import Event
 from llmsched.model.records import Writes
 from llmsched.policies import make_policy
 from llmsched.profiler import Curves, Knowledge
 from llmsched.profiler.lengths import Lengths
 from llmsched.runtime.applications import Applications
+from llmsched.runtime.callbacks.delivery import Callbacks, Delivery
 from llmsched.runtime.clock import WallClock
 from llmsched.runtime.emulator.settings import read_latency_curve
 from llmsched.runtime.engine import Timeouts
@@ -86,6 +88,7 @@ async def build(settings: Settings) -> Context:
 
     def committed(writes: Writes) -> None:
         service.committed(writes)
+        callbacks.committed(writes)
 
     def engines(post: Callable[[Event], None]) -> Engines:
         timeouts = Timeouts(
@@ -94,6 +97,9 @@ async def build(settings: Settings) -> Context:
         return Engines(post, clock, timeouts=timeouts, interval=settings.probe_interval, seed=settings.seed)
 
     journal = Journal(store, committed)
+    callbacks = Callbacks(
+        store, journal, clock, settings.secrets(), callback_body, metrics, settings=_delivery(settings), random=Random()
+    )
     service = Service(
         policy=settings.policy,
         policy_options=policy_options,
@@ -120,12 +126,13 @@ async def build(settings: Settings) -> Context:
         speed=settings.speed,
         seed=settings.seed,
     )
-    metrics.watch(service)
+    metrics.watch(service, callbacks)
     fleet = Fleet(settings, service)
 
     watches: list[asyncio.Task[None]] = []
 
     async def start() -> None:
+        await callbacks.start()
         await service.start({pool: slots for pool, slots in pools.items() if slots})
         fleet.start()
         resting = trim_at_rest(lambda: service.active_jobs, lambda: service.next_number)
@@ -137,6 +144,7 @@ async def build(settings: Settings) -> Context:
             task.cancel()
         await service.stop(settings.grace)
         await fleet.stop()
+        await callbacks.stop()
         await journal.close()
         await store.close()
 
@@ -145,10 +153,22 @@ async def build(settings: Settings) -> Context:
         store=store,
         journal=journal,
         metrics=metrics,
+        callbacks=callbacks,
         keys=Keys(settings.tenants()),
         start=start,
         stop=stop,
         max_body=int(settings.max_body_mb * 1024 * 1024),
+    )
+
+
+def _delivery(settings: Settings) -> Delivery:
+    return Delivery(
+        attempts=settings.callback_attempts,
+        age=settings.callback_age,
+        timeout=settings.callback_timeout,
+        backoff_first=settings.callback_backoff_first,
+        backoff_most=settings.callback_backoff_most,
+        allow_private=settings.callback_private,
     )
 
 

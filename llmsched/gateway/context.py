@@ -10,6 +10,7 @@ from fastapi import Request
 
 from llmsched.gateway.auth import Keys
 from llmsched.gateway.metrics import Metrics
+from llmsched.runtime.callbacks.delivery import Callbacks
 from llmsched.runtime.service import Service
 from llmsched.store.journal import Journal
 from llmsched.store.store import Store
@@ -23,6 +24,7 @@ class Context:
     store: Store
     journal: Journal
     metrics: Metrics
+    callbacks: Callbacks
     keys: Keys = field(default_factory=Keys)
     start: Callable[[], Coroutine[Any, Any, None]] | None = None
     stop: Callable[[], Coroutine[Any, Any, None]] | None = None

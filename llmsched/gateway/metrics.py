@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from llmsched.runtime.callbacks.delivery import Callbacks
     from llmsched.runtime.service import Service
 
 #: vLLM's buckets for end-to-end latency, extended for long jobs. Seconds.
@@ -86,12 +87,27 @@ class Metrics:
             buckets=LAG,
             registry=r,
         )
+        self._callbacks = Counter(
+            "llmsched_callback_attempts", "Requests to callback URLs, by outcome.", ["outcome"], registry=r
+        )
+        self._callbacks_ended = Counter(
+            "llmsched_callbacks_ended", "Callbacks that were delivered or given up.", ["state"], registry=r
+        )
+        self._callback_delay = Histogram(
+            "llmsched_callback_delay_seconds",
+            "From the job's end to the delivery of its callback.",
+            buckets=QUEUE,
+            registry=r,
+        )
+        for state in ("delivered", "given_up"):  # zeros are said: an alert on an increase needs the value before
+            self._callbacks_ended.labels(state)
         self._gauges = _Gauges(service)
         r.register(self._gauges)
 
-    def watch(self, service: Service) -> None:
-        """Reads its gauges from this service."""
+    def watch(self, service: Service, callbacks: Callbacks | None = None) -> None:
+        """Reads its gauges from these."""
         self._gauges.service = service
+        self._gauges.callbacks = callbacks
 
     def names(self) -> set[str]:
         """Every series name the exposition can contain."""
@@ -135,6 +151,14 @@ class Metrics:
     def estimated(self, application: str, ratio: float) -> None:
         self._estimate_error.labels(application).observe(ratio)
 
+    def callback_tried(self, outcome: str) -> None:
+        self._callbacks.labels(outcome).inc()
+
+    def callback_ended(self, state: str, seconds: float) -> None:
+        self._callbacks_ended.labels(state).inc()
+        if state == "delivered":
+            self._callback_delay.observe(seconds)
+
     def decided(self, seconds: float) -> None:
         self._decision.observe(seconds)
         self._decisions.inc()
@@ -147,6 +171,7 @@ class Metrics:
 class _Gauges(Collector):
     def __init__(self, service: Service | None) -> None:
         self.service = service
+        self.callbacks: Callbacks | None = None
 
     def describe(self) -> Iterable[Metric]:
         return self.collect()
@@ -168,6 +193,9 @@ class _Gauges(Collector):
             "1 while plain means are used because the profile predicts worse.",
             labels=["application"],
         )
+        owed = GaugeMetricFamily("llmsched_callbacks_owed", "Callbacks that are neither delivered nor given up.")
+        if self.callbacks is not None:
+            owed.add_metric([], self.callbacks.owed)
         if self.service is not None:
             view = self.service.scheduler.view
             # Zeros are said: a series that vanishes when its last job ends would leave its last value on a graph.
@@ -188,4 +216,4 @@ class _Gauges(Collector):
                 learned.add_metric([name], profile.jobs)
                 age.add_metric([name], max(0.0, now - profile.learned_at))
                 fallback.add_metric([name], float(foresight.has_drifted(name)))
-        yield from (active, ready, running, slots, up, learned, age, fallback)
+        yield from (active, ready, running, slots, up, learned, age, fallback, owed)

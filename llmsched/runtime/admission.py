@@ -152,7 +152,7 @@ def accept(
         has_recording=recording is not None,
         metadata=dict(new.metadata),
         deadline_s=None,
-        callback_url=None,
+        callback_url=new.callback_url,
         idempotency_key=new.idempotency_key,
         request_digest=new.request_digest,
         off_profile=script.off_profile,

@@ -65,6 +65,7 @@ from llmsched.profiler.lengths import Model
 from llmsched.runtime.admission import Claims, accept, restore
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.attempts import Attempt, Attempts
+from llmsched.runtime.callbacks.delivery import owed
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.door import STOPPING, Door
 from llmsched.runtime.engines import Engines
@@ -276,6 +277,7 @@ class Service:
         writes = self._of(record.id)
         writes.updates.append(JobUpdate(record.id, status, None, at, None, reason))
         writes.events.append(EventRecord(record.id, seq, f"job.{status.value}", at, told))
+        writes.callbacks.extend(owed(record, at))
         self._observer.job_finished(record.application, status.value, seconds)
         self._schedule_tick()
 
@@ -657,6 +659,7 @@ class Service:
         writes = self._of(record.id)
         writes.updates.append(JobUpdate(record.id, JobStatus(outcome.value), run.started_at, now, result, error))
         writes.events.append(run.event(f"job.{outcome.value}", now, data))
+        writes.callbacks.extend(owed(record, now))
         self._leaving[record.id] = run
         self._observer.job_finished(record.application, outcome.value, now - record.submitted_at)
         completed = outcome is Outcome.COMPLETED

@@ -47,6 +47,7 @@ class NewJob:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     idempotency_key: str | None = None
     request_digest: str | None = None
+    callback_url: str | None = None
 
 
 def read_recording(raw: Any, application: Application, longest_context: int | None) -> Recording:

@@ -49,6 +49,10 @@ CONTRACT = {
     "llmsched_profile_age_seconds": {"application"},
     "llmsched_slices_total": {"pool"},
     "llmsched_profile_fallback": {"application"},
+    "llmsched_callback_attempts_total": {"outcome"},
+    "llmsched_callbacks_ended_total": {"state"},
+    "llmsched_callback_delay_seconds": set(),
+    "llmsched_callbacks_owed": set(),
 }
 HISTOGRAMS = {
     "llmsched_job_completion_seconds",
@@ -57,6 +61,7 @@ HISTOGRAMS = {
     "llmsched_decision_seconds",
     "llmsched_event_loop_lag_seconds",
     "llmsched_estimate_error_ratio",
+    "llmsched_callback_delay_seconds",
 }
 #: Series of vLLM 0.32 (and of the emulator) that the dashboard shows; see vllm/v1/metrics/loggers.py.
 VLLM_SERIES = {

@@ -196,11 +196,11 @@ async def _refusal(tool: HttpTool, response: aiohttp.ClientResponse) -> WorkerEr
         f"tool {tool.name!r} answered {status}: {text}",
         reason=reason,
         retryable=status >= 500 or status in (408, 425, 429),
-        retry_after=_retry_after(response.headers.get("Retry-After")),
+        retry_after=retry_after(response.headers.get("Retry-After")),
     )
 
 
-def _retry_after(value: str | None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Seconds from a `Retry-After` header, which is a number or a date."""
     if value is None:
         return None
