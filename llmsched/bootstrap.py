@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from types import FrameType
 from typing import Any
@@ -45,6 +46,7 @@ from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
 from llmsched.runtime.tools.handlers import build_registry
 from llmsched.runtime.tools.workers import ProcessWorkers
+from llmsched.runtime.tracing.context import Tracing, Untraced, is_wanted
 from llmsched.scheduler import Backoff
 from llmsched.store.journal import Journal
 from llmsched.store.store import Store
@@ -52,8 +54,11 @@ from llmsched.store.store import Store
 log = logging.getLogger(__name__)
 
 
-async def build(settings: Settings) -> Context:
-    """A service that is ready to start. Raises InvalidSetting or BackendError (database)."""
+async def build(settings: Settings, *, tracing: Tracing | None = None) -> Context:
+    """A service that is ready to start. tracing: None: as OpenTelemetry's variables have it.
+
+    Raises InvalidSetting or BackendError (database).
+    """
     curve = read_latency_curve(settings.latency)
     knowledge = Knowledge(curves=Curves(default=curve))
     policy_options: dict[str, Any] = {"max_wait": settings.max_wait, "tenants": settings.tenant_weights}
@@ -61,6 +66,7 @@ async def build(settings: Settings) -> Context:
     lengths = _lengths(settings)
     if settings.profiles is not None:
         profile_files(settings.profiles)
+    tracing = tracing or tracing_of(os.environ)
     registry = build_registry(settings.handlers, applications=handler_modules(), tools=settings.http_tools())
     pools = {"cpu": settings.workers, **settings.worker_pools}
     store = await Store.open(settings.store)
@@ -125,6 +131,7 @@ async def build(settings: Settings) -> Context:
         engines=engines,
         speed=settings.speed,
         seed=settings.seed,
+        tracing=tracing,
     )
     metrics.watch(service, callbacks)
     fleet = Fleet(settings, service)
@@ -145,6 +152,7 @@ async def build(settings: Settings) -> Context:
         await service.stop(settings.grace)
         await fleet.stop()
         await callbacks.stop()
+        await asyncio.to_thread(tracing.close)
         await journal.close()
         await store.close()
 
@@ -159,6 +167,21 @@ async def build(settings: Settings) -> Context:
         stop=stop,
         max_body=int(settings.max_body_mb * 1024 * 1024),
     )
+
+
+def tracing_of(environment: Mapping[str, str]) -> Tracing:
+    """Traces, if OpenTelemetry's variables ask for them. Raises InvalidSetting where they cannot be made."""
+    if not is_wanted(environment):
+        return Untraced()
+    try:
+        from llmsched.runtime.tracing.spans import from_environment  # 0.1 s, and an extra
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(
+            f"OTEL_* variables ask for traces, and {error.name} is not installed; install llmsched[otel], or set"
+            " OTEL_SDK_DISABLED=true",
+            field="OTEL_TRACES_EXPORTER",
+        ) from None
+    return from_environment(environment)
 
 
 def _delivery(settings: Settings) -> Delivery:

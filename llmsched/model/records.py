@@ -125,6 +125,14 @@ class CallbackRecord:
         return self.state != "delivering"
 
 
+class TraceRecord(NamedTuple):
+    """The W3C trace context that a job's client sent: its `traceparent` and its `tracestate` (or "")."""
+
+    job: str
+    parent: str
+    state: str
+
+
 @dataclass(frozen=True, slots=True)
 class ApplicationRecord:
     """One version of an application, as it was registered."""
@@ -160,6 +168,7 @@ class Writes:
     events: list[EventRecord] = field(default_factory=list)
     updates: list[JobUpdate] = field(default_factory=list)
     callbacks: list[CallbackRecord] = field(default_factory=list)
+    traces: list[TraceRecord] = field(default_factory=list)
 
     def extend(self, other: Writes) -> None:
         """Adds everything of `other` behind what is here."""
@@ -168,6 +177,7 @@ class Writes:
         self.events += other.events
         self.updates += other.updates
         self.callbacks += other.callbacks
+        self.traces += other.traces
 
     def __add__(self, other: Writes) -> Writes:
         total = Writes()
@@ -177,4 +187,5 @@ class Writes:
 
     def __len__(self) -> int:
         """Rows to write."""
-        return len(self.jobs) + len(self.stages) + len(self.events) + len(self.updates) + len(self.callbacks)
+        told = len(self.events) + len(self.updates) + len(self.callbacks)
+        return len(self.jobs) + len(self.stages) + len(self.traces) + told

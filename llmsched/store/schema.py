@@ -135,6 +135,15 @@ callbacks = Table(
 )
 Index("ix_callbacks_owed", callbacks.c.state, callbacks.c.host, callbacks.c.due_at)
 
+#: Where the traces of jobs go on whose clients said so (W3C Trace Context).
+traces = Table(
+    "traces",
+    metadata,
+    _of_job(),
+    Column("parent", Text, nullable=False),
+    Column("state", Text, nullable=False),
+)
+
 #: What was learned of an application, newest number last.
 profiles = Table(
     "profiles",

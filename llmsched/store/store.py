@@ -47,13 +47,14 @@ from llmsched.model.records import (
     Json,
     StageRecord,
     StoredJob,
+    TraceRecord,
     Writes,
 )
 from llmsched.store import rows
 from llmsched.store.location import Location
 from llmsched.store.migrate import upgrade
 from llmsched.store.reader import PostgresReader, Reader, SqliteReader
-from llmsched.store.schema import applications, callbacks, events, jobs, profiles, recordings, stages
+from llmsched.store.schema import applications, callbacks, events, jobs, profiles, recordings, stages, traces
 from llmsched.store.writer import (
     POSTGRES_FAILURES,
     PostgresWriter,
@@ -188,6 +189,7 @@ class Store:
             Statement(sql.insert(stages, again), [rows.stage_row(stage) for stage in writes.stages]),
             Statement(sql.insert(events, again), [rows.event_row(event) for event in writes.events]),
             Statement(sql.update, [rows.update_row(change) for change in writes.updates]),
+            Statement(sql.insert(traces, again), list(writes.traces)),
             Statement(sql.callback, [rows.callback_row(callback) for callback in writes.callbacks]),
         ]
         if any(statement.rows for statement in work):
@@ -360,6 +362,12 @@ class Store:
         query = select(callbacks).where(callbacks.c.state == OWED, callbacks.c.host == host)
         found = await self._read(query.order_by(callbacks.c.due_at, callbacks.c.job).limit(limit))
         return [rows.callback_of(row) for row in found]
+
+    async def traces(self) -> dict[str, TraceRecord]:
+        """Where the traces of unfinished jobs go on, by job, of those whose clients said so."""
+        query = select(traces).join(jobs, jobs.c.id == traces.c.job)
+        found = await self._read(query.where(jobs.c.status.in_([s.value for s in UNFINISHED])))
+        return {row.job: TraceRecord(row.job, row.parent, row.state) for row in found}
 
     async def unfinished(self) -> AsyncIterator[StoredJob]:
         """Every job that is neither completed, failed nor cancelled, in order of submission."""

@@ -601,6 +601,7 @@ async def test_a_database_of_the_first_version_keeps_what_it_has(store_url: str)
 
         def as_it_was(connection: Any) -> None:
             connection.execute(text("DROP TABLE callbacks"))
+            connection.execute(text("DROP TABLE traces"))
             connection.execute(text("DROP TABLE profiles"))
             connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
 
