@@ -133,7 +133,7 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
         seed=settings.seed,
         tracing=tracing,
     )
-    metrics.watch(service, callbacks)
+    metrics.watch(service, callbacks, max_wait=settings.max_wait)
     fleet = Fleet(settings, service)
 
     watches: list[asyncio.Task[None]] = []

@@ -236,8 +236,12 @@ def job_table(job: Mapping[str, Any], *, scale: float = 1.0) -> Table:
             "" if stage["output_tokens"] is None else str(stage["output_tokens"]),
             ", ".join(stage["executors"]),
         )
-    if job["error"]:
-        shown.caption = Text(job["error"], style="red", justify="left")
+    said = Text(job["error"] or "", style="red", justify="left")
+    if callback := job.get("callback"):
+        why = f" ({callback['error']})" if callback["error"] else ""
+        said.append(f"\ncallback {callback['state']}, {callback['attempts']} attempts{why}", style="bright_black")
+    if said:
+        shown.caption = said
     return shown
 
 

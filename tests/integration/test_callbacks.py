@@ -407,7 +407,26 @@ async def test_more_than_fits_into_memory_is_delivered_all_the_same(store_url: s
     assert (len(ears.ended), len(hosts.asked)) == (80, 80)
 
 
-async def test_a_callback_outlives_neither_its_age_nor_a_deleted_job(store_url: str) -> None:
+async def test_a_deliverer_that_was_stopped_can_start_again(store_url: str) -> None:
+    """As when a service stops being the one that works with the store, and becomes it again."""
+    hosts = Hosts()
+    hosts.hanging = {"slow.example"}
+    async with await Store.open(store_url) as store, delivering(store, hosts) as (callbacks, journal, ears):
+        await journal.append(written([ended_job(n, "slow.example") for n in range(1, 11)]))
+        await until(lambda: len(hosts.asked) == 4)
+        await callbacks.stop(grace=0.01)
+        assert callbacks.owed == 0
+        await journal.append(written([ended_job(11, "fast.example")]))
+        hosts.release.set()
+        await callbacks.start()
+        assert callbacks.owed == 11
+        await until(lambda: callbacks.owed == 0)
+        assert await store.callbacks_owed() == {}
+
+    assert len(ears.ended) == 11
+
+
+async def test_a_callback_does_not_outlive_its_age(store_url: str) -> None:
     class Refusing(Hosts):
         async def send(self, url: str, body: bytes, **_: Any) -> Page:
             return Page(url, 503, "", b"", retry_after="7")

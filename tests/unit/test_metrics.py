@@ -32,6 +32,8 @@ CONTRACT = {
     "llmsched_callbacks_ended_total": {"state"},
     "llmsched_callback_delay_seconds_count": set(),
     "llmsched_callbacks_owed": set(),
+    "llmsched_oldest_waiting_job_seconds": {"pool"},
+    "llmsched_max_wait_seconds": set(),
 }
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]

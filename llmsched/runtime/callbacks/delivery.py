@@ -175,20 +175,28 @@ class Callbacks:
             log.info("callbacks owed", extra={"callbacks": self.owed, "hosts": len(counts)})
             self._begin(self._refill(*counts))
 
-    async def stop(self) -> None:
-        """Begins nothing new. What is cut off is delivered, perhaps again, by the next process."""
+    async def stop(self, grace: float = GRACE) -> None:
+        """Begins nothing new and forgets everything; the next `start`, here or elsewhere, finds it in the store.
+
+        grace: seconds that running requests get.
+        """
         self._is_open = False
         if self._timer is not None:
             self._timer.cancel()
         if self._tasks:
-            _, cut = await asyncio.wait(self._tasks, timeout=GRACE if self._running else 0)
+            _, cut = await asyncio.wait(self._tasks, timeout=grace if self._running else 0)
             for task in cut:
                 task.cancel()
             if cut:
                 await asyncio.wait(cut)
+        for kept in (self._held, self._held_of, self._more, self._later, self._due):
+            kept.clear()
+        self.owed = 0
 
     def committed(self, writes: Writes) -> None:
-        """The journal's news: what is new here is owed from now on."""
+        """The journal's news: what is new here is owed from now on. (What comes while it is stopped, `start` finds.)"""
+        if not self._is_open:
+            return
         for callback in writes.callbacks:
             if callback.attempts == 0 and not callback.is_over:
                 self.owed += 1
