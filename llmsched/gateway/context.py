@@ -11,6 +11,7 @@ from fastapi import Request
 from llmsched.gateway.auth import Keys
 from llmsched.gateway.metrics import Metrics
 from llmsched.gateway.operation_schemas import WhatIfForm
+from llmsched.runtime.callbacks.delivery import Callbacks
 from llmsched.runtime.service import Service
 from llmsched.runtime.trends import Trends
 from llmsched.runtime.whatifs import WhatIfs
@@ -27,6 +28,7 @@ class Context:
     journal: Journal
     metrics: Metrics
     trends: Trends
+    callbacks: Callbacks
     whatifs: WhatIfs = field(default_factory=WhatIfs)
     #: What a simulation of the store's history is asked with: the form's wishes, and what there is.
     whatif_request: Callable[[WhatIfForm, float], dict[str, Any]] = lambda form, now: {}
