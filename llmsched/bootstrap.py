@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from types import FrameType
 from typing import Any
@@ -20,13 +21,16 @@ from llmsched.gateway.app import create_app
 from llmsched.gateway.auth import Keys
 from llmsched.gateway.context import Context
 from llmsched.gateway.metrics import Metrics
+from llmsched.gateway.operation_schemas import WhatIfForm
 from llmsched.gateway.protocol import Protocol
+from llmsched.gateway.views import callback_body
 from llmsched.model.events import Event
 from llmsched.model.records import Writes
 from llmsched.policies import make_policy
 from llmsched.profiler import Curves, Knowledge
 from llmsched.profiler.lengths import Lengths
 from llmsched.runtime.applications import Applications
+from llmsched.runtime.callbacks.delivery import Callbacks, Delivery
 from llmsched.runtime.clock import WallClock
 from llmsched.runtime.emulator.settings import read_latency_curve
 from llmsched.runtime.engine import Timeouts
@@ -38,20 +42,27 @@ from llmsched.runtime.learning.foresight import Foresight
 from llmsched.runtime.learning.learner import Learner, Learning
 from llmsched.runtime.learning.profiles import profile_files
 from llmsched.runtime.memory import trim_at_rest
+from llmsched.runtime.observer import Several
 from llmsched.runtime.service import Service
 from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
 from llmsched.runtime.tools.handlers import build_registry
 from llmsched.runtime.tools.workers import ProcessWorkers
+from llmsched.runtime.tracing.context import Tracing, Untraced, is_wanted
+from llmsched.runtime.trends import Trends
 from llmsched.scheduler import Backoff
 from llmsched.store.journal import Journal
 from llmsched.store.store import Store
+from llmsched.whatif import Request
 
 log = logging.getLogger(__name__)
 
 
-async def build(settings: Settings) -> Context:
-    """A service that is ready to start. Raises InvalidSetting or BackendError (database)."""
+async def build(settings: Settings, *, tracing: Tracing | None = None) -> Context:
+    """A service that is ready to start. tracing: None: as OpenTelemetry's variables have it.
+
+    Raises InvalidSetting or BackendError (database).
+    """
     curve = read_latency_curve(settings.latency)
     knowledge = Knowledge(curves=Curves(default=curve))
     policy_options: dict[str, Any] = {"max_wait": settings.max_wait, "tenants": settings.tenant_weights}
@@ -59,11 +70,13 @@ async def build(settings: Settings) -> Context:
     lengths = _lengths(settings)
     if settings.profiles is not None:
         profile_files(settings.profiles)
+    tracing = tracing or tracing_of(os.environ)
     registry = build_registry(settings.handlers, applications=handler_modules(), tools=settings.http_tools())
     pools = {"cpu": settings.workers, **settings.worker_pools}
     store = await Store.open(settings.store)
     metrics = Metrics()
     clock = WallClock()
+    trends = Trends(clock.now, settings.seed)
     applications = Applications(store)
     foresight = Foresight(knowledge, speed=settings.speed, observer=metrics)
     learner = Learner(
@@ -86,6 +99,7 @@ async def build(settings: Settings) -> Context:
 
     def committed(writes: Writes) -> None:
         service.committed(writes)
+        callbacks.committed(writes)
 
     def engines(post: Callable[[Event], None]) -> Engines:
         timeouts = Timeouts(
@@ -94,6 +108,9 @@ async def build(settings: Settings) -> Context:
         return Engines(post, clock, timeouts=timeouts, interval=settings.probe_interval, seed=settings.seed)
 
     journal = Journal(store, committed)
+    callbacks = Callbacks(
+        store, journal, clock, settings.secrets(), callback_body, metrics, settings=_delivery(settings), random=Random()
+    )
     service = Service(
         policy=settings.policy,
         policy_options=policy_options,
@@ -105,7 +122,7 @@ async def build(settings: Settings) -> Context:
         handlers=registry,
         clock=clock,
         hub=Hub(),
-        observer=metrics,
+        observer=Several(metrics, trends),
         foresight=foresight,
         learner=learner,
         limits=Limits(
@@ -119,36 +136,94 @@ async def build(settings: Settings) -> Context:
         engines=engines,
         speed=settings.speed,
         seed=settings.seed,
+        tracing=tracing,
     )
-    metrics.watch(service)
+    metrics.watch(service, callbacks, max_wait=settings.max_wait)
     fleet = Fleet(settings, service)
 
     watches: list[asyncio.Task[None]] = []
 
+    def whatif_request(form: WhatIfForm, now: float) -> dict[str, Any]:
+        return _whatif_request(settings, service, form, now)
+
     async def start() -> None:
+        await callbacks.start()
         await service.start({pool: slots for pool, slots in pools.items() if slots})
         fleet.start()
         resting = trim_at_rest(lambda: service.active_jobs, lambda: service.next_number)
         watches.append(asyncio.create_task(resting, name="memory"))
         watches.append(asyncio.create_task(watch_lag(metrics.lagged), name="lag"))
+        watches.append(asyncio.create_task(trends.watch(lambda: service.scheduler.view), name="trends"))
 
     async def stop() -> None:
         for task in watches:
             task.cancel()
+        await context.whatifs.stop()
         await service.stop(settings.grace)
         await fleet.stop()
+        await callbacks.stop()
+        await asyncio.to_thread(tracing.close)
         await journal.close()
         await store.close()
 
-    return Context(
+    context = Context(
         service=service,
         store=store,
         journal=journal,
         metrics=metrics,
+        trends=trends,
+        whatif_request=whatif_request,
+        callbacks=callbacks,
         keys=Keys(settings.tenants()),
         start=start,
         stop=stop,
         max_body=int(settings.max_body_mb * 1024 * 1024),
+        ui=settings.ui,
+    )
+    return context
+
+
+def _whatif_request(settings: Settings, service: Service, form: WhatIfForm, now: float) -> dict[str, Any]:
+    """The machines are those of now; engines that are down or drained count, for they were there."""
+    engines = [engine for engine in service.engines if engine.spec.pool == "llm"] or list(service.engines)
+    workers = {"cpu": settings.workers, **settings.worker_pools}
+    return Request(
+        store=settings.store,
+        policies=",".join(form.policies),
+        since=now - form.last_s,
+        until=now,
+        curve=read_latency_curve(settings.latency).to_json(),
+        jobs=form.jobs,
+        engines=[engine.slots for engine in engines] or None,
+        workers={pool: slots for pool, slots in workers.items() if slots},
+        max_wait=settings.max_wait,
+        tenants=settings.tenant_weights,
+    ).to_json()
+
+
+def tracing_of(environment: Mapping[str, str]) -> Tracing:
+    """Traces, if OpenTelemetry's variables ask for them. Raises InvalidSetting where they cannot be made."""
+    if not is_wanted(environment):
+        return Untraced()
+    try:
+        from llmsched.runtime.tracing.spans import from_environment  # 0.1 s, and an extra
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(
+            f"OTEL_* variables ask for traces, and {error.name} is not installed; install llmsched[otel], or set"
+            " OTEL_SDK_DISABLED=true",
+            field="OTEL_TRACES_EXPORTER",
+        ) from None
+    return from_environment(environment)
+
+
+def _delivery(settings: Settings) -> Delivery:
+    return Delivery(
+        attempts=settings.callback_attempts,
+        age=settings.callback_age,
+        timeout=settings.callback_timeout,
+        backoff_first=settings.callback_backoff_first,
+        backoff_most=settings.callback_backoff_most,
+        allow_private=settings.callback_private,
     )
 
 

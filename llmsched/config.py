@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from llmsched.errors import InvalidSetting
 from llmsched.policies import DEFAULT_POLICY
 from llmsched.profiler import MAX_JOBS, MIN_JOBS
+from llmsched.runtime.callbacks.signing import Secrets
 from llmsched.runtime.tools.handlers import HttpTool
 
 PREFIX = "LLMSCHED_"
@@ -31,7 +32,7 @@ PREFIX = "LLMSCHED_"
 _OTHERS = ("LLMSCHED_TRACES", "LLMSCHED_CONFIG", "LLMSCHED_URL", "LLMSCHED_API_KEY")
 _OTHER_PREFIXES = ("LLMSCHED_TEST_", "LLMSCHED_VLLM_")
 
-_SECRETS = ("api_keys", "engine_api_key")
+_SECRETS = ("api_keys", "engine_api_key", "callback_secrets")
 #: Headers and parts of a query that are called so are secrets.
 _SECRET_NAME = re.compile(r"auth|key|token|secret|passw|cookie|session|appid", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -153,6 +154,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    #: Whether there is a page for operators at /ui.
+    ui: bool = True
     policy: str = DEFAULT_POLICY
     store: str = Field(default="sqlite:///llmsched.db", repr=False)
     #: URLs or tables.
@@ -215,6 +218,19 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     engine_api_key: str = Field(default="", repr=False)
 
+    #: What callbacks are signed with: `whsec_…` or `tenant:whsec_…`, comma separated, or a file with one per line, read
+    #: again when it changes. Never in the TOML file.
+    callback_secrets: str = Field(default="", repr=False)
+    callback_secrets_file: Path | None = None
+    #: Whether callbacks may go to addresses that are not public.
+    callback_private: bool = False
+    callback_timeout: float = Field(default=10.0, gt=0, le=300)
+    #: After so many attempts, or so many seconds since the job's end, a callback is given up.
+    callback_attempts: int = Field(default=30, ge=1, le=1000)
+    callback_age: float = Field(default=86_400.0, gt=0, allow_inf_nan=False)
+    callback_backoff_first: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    callback_backoff_most: float = Field(default=3_600.0, gt=0, allow_inf_nan=False)
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     access_log: bool = True
@@ -251,6 +267,10 @@ class Settings(BaseSettings):
                         field=setting,
                     )
         return tenants
+
+    def secrets(self) -> Secrets:
+        """What callbacks are signed with. Raises InvalidSetting, which shows no secret."""
+        return Secrets(self.callback_secrets, self.callback_secrets_file)
 
     def http_tools(self) -> list[HttpTool]:
         """The tools, with what their files say. Raises InvalidSetting, which shows no secret."""
@@ -310,6 +330,7 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
     except ValueError as error:  # pydantic-settings, of JSON in a variable
         raise InvalidSetting(f"a setting in the environment cannot be read: {error}") from None
     settings.tenants()
+    settings.secrets()
     return settings
 
 

@@ -96,6 +96,9 @@ def submit(
     ] = None,
     job_class: Annotated[str, typer.Option("--class", help="interactive, standard or batch.")] = "standard",
     key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key is the same job.")] = None,
+    callback: Annotated[
+        str | None, typer.Option("--callback-url", help="Where the service tells the end of the job, signed.")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for the end and print the job; exit 1 unless it completes.")
     ] = False,
@@ -109,6 +112,9 @@ def submit(
         body["input"] = read_json(input, "--input")
     if recording is not None:
         body["recording"] = read_json(recording, "--recording")
+
+    if callback is not None:
+        body["callback_url"] = callback
 
     async def work(api: Api) -> dict[str, Any]:
         job: dict[str, Any] = await api.post("/v1/jobs", body, idempotency_key=key)
@@ -230,8 +236,12 @@ def job_table(job: Mapping[str, Any], *, scale: float = 1.0) -> Table:
             "" if stage["output_tokens"] is None else str(stage["output_tokens"]),
             ", ".join(stage["executors"]),
         )
-    if job["error"]:
-        shown.caption = Text(job["error"], style="red", justify="left")
+    said = Text(job["error"] or "", style="red", justify="left")
+    if callback := job.get("callback"):
+        why = f" ({callback['error']})" if callback["error"] else ""
+        said.append(f"\ncallback {callback['state']}, {callback['attempts']} attempts{why}", style="bright_black")
+    if said:
+        shown.caption = said
     return shown
 
 

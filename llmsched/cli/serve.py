@@ -63,6 +63,9 @@ def serve(
     store: Annotated[
         str | None, typer.Option(help="sqlite:///jobs.db or postgresql://…", show_default="sqlite:///llmsched.db")
     ] = None,
+    ui: Annotated[
+        bool | None, typer.Option("--ui/--no-ui", help="The operators' page at /ui.", show_default="--ui")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
 ) -> None:
@@ -88,6 +91,7 @@ def serve(
         handlers=handlers or None,
         workers=workers,
         store=store,
+        ui=ui,
         log_format=log_format,
         log_level=log_level,
     )

@@ -14,11 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmsched import __version__
 from llmsched.errors import BackendError
-from llmsched.gateway import jobs, management, openai, problems
+from llmsched.gateway import jobs, management, openai, operation, problems, ui
 from llmsched.gateway.context import Context
 from llmsched.gateway.edge import Edge
 from llmsched.gateway.openai import OpenAI
-from llmsched.gateway.schemas import Status, Version
+from llmsched.gateway.schemas import CallbackMessage, Status, Version
 
 #: Seconds the database has to answer before the service calls itself not ready.
 _PATIENCE = 2.0
@@ -43,6 +43,23 @@ class Gateway(FastAPI):
             await self.door(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+#: What the service sends of its own accord.
+_WEBHOOKS = {
+    "job-ended": {
+        "post": {
+            "summary": "The end of a job, sent to its callback_url",
+            "description": "Signed as Standard Webhooks has it (`webhook-id`, `webhook-timestamp`, `webhook-signature`)"
+            " and sent again until it is answered 2xx.",
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CallbackMessage"}}},
+            },
+            "responses": {"2XX": {"description": "It has arrived."}},
+        }
+    }
+}
 
 
 def create_app(context: Context) -> FastAPI:
@@ -71,7 +88,10 @@ def create_app(context: Context) -> FastAPI:
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(management.router)
+    app.include_router(operation.router)
     _operations(app, context)
+    if context.ui:
+        ui.install(app)
     app.add_middleware(Edge, max_body=context.max_body)
     app.door = Edge(OpenAI(context), context.max_body)
     _document(app, context)
@@ -138,13 +158,16 @@ def _document(app: FastAPI, context: Context) -> None:
         for unused in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(unused, None)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        message = CallbackMessage.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+        components["schemas"] = message.pop("$defs") | components["schemas"] | {"CallbackMessage": message}
+        document["webhooks"] = _WEBHOOKS
         for path, operations in document["paths"].items():
-            for operation in operations.values():
-                if "422" in operation["responses"]:
-                    operation["responses"] |= {"422": problems.responses(422)[422]}
-                operation["responses"] = dict(sorted(operation["responses"].items()))
+            for described in operations.values():
+                if "422" in described["responses"]:
+                    described["responses"] |= {"422": problems.responses(422)[422]}
+                described["responses"] = dict(sorted(described["responses"].items()))
                 if path.startswith("/v1/") and context.keys.are_required:
-                    operation["security"] = [{"key": []}]
+                    described["security"] = [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -10,7 +10,11 @@ from fastapi import Request
 
 from llmsched.gateway.auth import Keys
 from llmsched.gateway.metrics import Metrics
+from llmsched.gateway.operation_schemas import WhatIfForm
+from llmsched.runtime.callbacks.delivery import Callbacks
 from llmsched.runtime.service import Service
+from llmsched.runtime.trends import Trends
+from llmsched.runtime.whatifs import WhatIfs
 from llmsched.store.journal import Journal
 from llmsched.store.store import Store
 
@@ -23,11 +27,18 @@ class Context:
     store: Store
     journal: Journal
     metrics: Metrics
+    trends: Trends
+    callbacks: Callbacks
+    whatifs: WhatIfs = field(default_factory=WhatIfs)
+    #: What a simulation of the store's history is asked with: the form's wishes, and what there is.
+    whatif_request: Callable[[WhatIfForm, float], dict[str, Any]] = lambda form, now: {}
     keys: Keys = field(default_factory=Keys)
     start: Callable[[], Coroutine[Any, Any, None]] | None = None
     stop: Callable[[], Coroutine[Any, Any, None]] | None = None
     #: Largest request body in bytes.
     max_body: int = 8 * 1024 * 1024
+    #: Whether there is a page at /ui.
+    ui: bool = True
 
 
 async def context_of(request: Request) -> Context:

@@ -27,10 +27,11 @@ from llmsched.gateway.schemas import (
     JobView,
 )
 from llmsched.gateway.stream import all_stream, job_stream
-from llmsched.gateway.views import read_cursor, stages, summary, write_cursor
+from llmsched.gateway.views import callback, read_cursor, stages, summary, write_cursor
 from llmsched.model.job import JobStatus
 from llmsched.model.records import JobRecord
 from llmsched.runtime.submission import NewJob, digest_of
+from llmsched.runtime.tracing.context import TraceContext
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=JsonRoute, responses=responses(401, 503))
 
@@ -46,6 +47,20 @@ IdempotencyKey = Annotated[
         description="a second request with the same key and body is answered with the job of the first",
     ),
 ]
+
+
+async def trace_of(
+    here: Here,
+    traceparent: Annotated[
+        str | None, Header(description="W3C trace context that the job's trace goes on from, while traces are on")
+    ] = None,
+    tracestate: Annotated[str | None, Header()] = None,
+) -> TraceContext | None:
+    """Where the client's trace goes on; None where it sent nothing valid, or nothing is traced."""
+    return TraceContext.read(traceparent, tracestate) if here.service.tracing.is_on else None
+
+
+Trace = Annotated[TraceContext | None, Depends(trace_of)]
 
 _EVENT_ID = re.compile(r"[0-9]{1,15}")
 
@@ -73,10 +88,10 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 @router.post("/jobs", status_code=202, responses=responses(*BODY, 409, 429))
 async def submit(
-    form: JobForm, response: Response, here: Here, tenant: Tenant, key: IdempotencyKey = None
+    form: JobForm, response: Response, here: Here, tenant: Tenant, trace: Trace, key: IdempotencyKey = None
 ) -> JobSummary:
     """Accept a job. The answer comes when the job is durable: from then on it is never lost."""
-    record, is_new = await here.service.submit(_new_job(form, tenant, key))
+    record, is_new = await here.service.submit(_new_job(here, form, tenant, key, trace))
     response.headers["Location"] = f"/v1/jobs/{record.id}"
     if not is_new:
         response.headers["Idempotent-Replay"] = "true"
@@ -84,7 +99,9 @@ async def submit(
 
 
 @router.post("/jobs:batch", status_code=202, responses=responses(*BODY))
-async def submit_batch(form: BatchForm, here: Here, tenant: Tenant, key: IdempotencyKey = None) -> BatchView:
+async def submit_batch(
+    form: BatchForm, here: Here, tenant: Tenant, trace: Trace, key: IdempotencyKey = None
+) -> BatchView:
     """Accept many jobs in one request; each is accepted or refused on its own, and numbered in this order.
 
     A body with a field of the wrong type is refused as a whole.
@@ -92,7 +109,7 @@ async def submit_batch(form: BatchForm, here: Here, tenant: Tenant, key: Idempot
 
     async def accept(job: JobForm, number: int) -> BatchItem:
         try:
-            record, _ = await here.service.submit(_new_job(job, tenant, key and f"{key}/{number}"))
+            record, _ = await here.service.submit(_new_job(here, job, tenant, key and f"{key}/{number}", trace))
         except (InvalidInput, Overloaded, BackendError) as error:
             return BatchItem(status=status_of(error), detail=str(error), field=getattr(error, "field", None))
         return BatchItem(status=202, id=record.id)
@@ -126,7 +143,8 @@ async def job(id: str, here: Here, tenant: Tenant) -> JobView:
     eta = here.service.foresight.eta(id, here.service.clock.now())
     views = stages(application, rows, live, is_completed=record.status is JobStatus.COMPLETED)
     believed = None if eta is None else Eta(**eta.to_json())
-    return JobView(**summary(record).model_dump(), stages=views, eta=believed)
+    told = await callback(here.store, record)
+    return JobView(**summary(record).model_dump(), stages=views, eta=believed, callback=told)
 
 
 @router.post("/jobs/{id}/cancel", status_code=202, responses=responses(404, 409))
@@ -179,7 +197,7 @@ async def find(here: Context, id: str, tenant: str) -> JobRecord:
     return record
 
 
-def _new_job(form: JobForm, tenant: str, key: str | None) -> NewJob:
+def _new_job(here: Context, form: JobForm, tenant: str, key: str | None, trace: TraceContext | None) -> NewJob:
     """Raises InvalidInput for fields that do not go together, or not with this version."""
     has_input = "input" in form.model_fields_set
     if has_input and form.recording is not None:
@@ -191,10 +209,7 @@ def _new_job(form: JobForm, tenant: str, key: str | None) -> NewJob:
             "deadline_s is not supported by this version; leave it out, or use class: interactive", field="deadline_s"
         )
     if form.callback_url is not None:
-        raise InvalidInput(
-            "callback_url is not supported by this version; leave it out and follow GET /v1/jobs/{id}/events",
-            field="callback_url",
-        )
+        here.callbacks.check(form.callback_url, tenant)
     body = form.model_dump(by_alias=True, exclude_unset=True, mode="json") if key is not None else None
     return NewJob(
         application=form.application,
@@ -205,4 +220,6 @@ def _new_job(form: JobForm, tenant: str, key: str | None) -> NewJob:
         metadata=form.metadata,
         idempotency_key=key,
         request_digest=None if body is None else digest_of(body),
+        callback_url=form.callback_url,
+        trace=trace,
     )

@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from llmsched.runtime.callbacks.delivery import Callbacks
     from llmsched.runtime.service import Service
 
 #: vLLM's buckets for end-to-end latency, extended for long jobs. Seconds.
@@ -86,12 +87,28 @@ class Metrics:
             buckets=LAG,
             registry=r,
         )
+        self._callbacks = Counter(
+            "llmsched_callback_attempts", "Requests to callback URLs, by outcome.", ["outcome"], registry=r
+        )
+        self._callbacks_ended = Counter(
+            "llmsched_callbacks_ended", "Callbacks that were delivered or given up.", ["state"], registry=r
+        )
+        self._callback_delay = Histogram(
+            "llmsched_callback_delay_seconds",
+            "From the job's end to the delivery of its callback.",
+            buckets=QUEUE,
+            registry=r,
+        )
+        for state in ("delivered", "given_up"):  # zeros are said: an alert on an increase needs the value before
+            self._callbacks_ended.labels(state)
         self._gauges = _Gauges(service)
         r.register(self._gauges)
 
-    def watch(self, service: Service) -> None:
-        """Reads its gauges from this service."""
+    def watch(self, service: Service, callbacks: Callbacks | None = None, *, max_wait: float | None = None) -> None:
+        """Reads its gauges from these. max_wait: the bound after which a job goes first, if there is one."""
         self._gauges.service = service
+        self._gauges.callbacks = callbacks
+        self._gauges.max_wait = max_wait
 
     def names(self) -> set[str]:
         """Every series name the exposition can contain."""
@@ -135,6 +152,14 @@ class Metrics:
     def estimated(self, application: str, ratio: float) -> None:
         self._estimate_error.labels(application).observe(ratio)
 
+    def callback_tried(self, outcome: str) -> None:
+        self._callbacks.labels(outcome).inc()
+
+    def callback_ended(self, state: str, seconds: float) -> None:
+        self._callbacks_ended.labels(state).inc()
+        if state == "delivered":
+            self._callback_delay.observe(seconds)
+
     def decided(self, seconds: float) -> None:
         self._decision.observe(seconds)
         self._decisions.inc()
@@ -147,6 +172,8 @@ class Metrics:
 class _Gauges(Collector):
     def __init__(self, service: Service | None) -> None:
         self.service = service
+        self.callbacks: Callbacks | None = None
+        self.max_wait: float | None = None
 
     def describe(self) -> Iterable[Metric]:
         return self.collect()
@@ -168,6 +195,17 @@ class _Gauges(Collector):
             "1 while plain means are used because the profile predicts worse.",
             labels=["application"],
         )
+        oldest = GaugeMetricFamily(
+            "llmsched_oldest_waiting_job_seconds",
+            "Time in the system of the oldest job with a task that waits for a slot.",
+            labels=["pool"],
+        )
+        bound = GaugeMetricFamily("llmsched_max_wait_seconds", "Time in the system after which a job goes first.")
+        if self.max_wait is not None:
+            bound.add_metric([], self.max_wait)
+        owed = GaugeMetricFamily("llmsched_callbacks_owed", "Callbacks that are neither delivered nor given up.")
+        if self.callbacks is not None:
+            owed.add_metric([], self.callbacks.owed)
         if self.service is not None:
             view = self.service.scheduler.view
             # Zeros are said: a series that vanishes when its last job ends would leave its last value on a graph.
@@ -178,14 +216,18 @@ class _Gauges(Collector):
             waiting |= {pool: sum(len(s.ready) for s in stages.values()) for pool, stages in view.ready.items()}
             for pool, count in waiting.items():
                 ready.add_metric([pool], count)
+            now = self.service.clock.now()
+            for pool in waiting:
+                arrivals = (stage.job.arrived_at for stage in view.ready_stages(pool))
+                oldest.add_metric([pool], max(0.0, now - min(arrivals, default=now)))
             for executor in view.executors.values():
                 running.add_metric([executor.id], len(executor.running))
                 slots.add_metric([executor.id], executor.slots)
             for engine in self.service.engines:
                 up.add_metric([engine.id], float(engine.is_healthy))
-            foresight, now = self.service.foresight, self.service.clock.now()
+            foresight = self.service.foresight
             for name, profile in foresight.knowledge.profiles.items():
                 learned.add_metric([name], profile.jobs)
                 age.add_metric([name], max(0.0, now - profile.learned_at))
                 fallback.add_metric([name], float(foresight.has_drifted(name)))
-        yield from (active, ready, running, slots, up, learned, age, fallback)
+        yield from (active, ready, running, slots, up, learned, age, fallback, oldest, bound, owed)

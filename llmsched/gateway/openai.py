@@ -21,6 +21,7 @@ from llmsched.gateway.problems import status_of
 from llmsched.model.events import JobClass
 from llmsched.runtime.door import Ask, UnknownModel
 from llmsched.runtime.scripts.observed import Failure
+from llmsched.runtime.tracing.context import TraceContext
 
 COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
 MODELS = "/v1/models"
@@ -50,7 +51,7 @@ class OpenAI:
             if scope["method"] != expected:
                 raise HTTPException(405, f"{scope['method']} is not possible at {path}; use {expected}")
             if path in COMPLETIONS:
-                await self._complete(_ask(path, await _body(receive), headers, tenant), receive, send)
+                await self._complete(self._ask(path, await _body(receive), headers, tenant), receive, send)
             else:
                 await _answer(send, 200, self._models(path))
         except HTTPException as error:
@@ -71,6 +72,12 @@ class OpenAI:
         finally:
             gone.cancel()
             door.leave(call)  # nothing happens if it is over
+
+    def _ask(self, path: str, body: bytes, headers: Mapping[str, str], tenant: str) -> Ask:
+        ask = _ask(path, body, headers, tenant)
+        if self._context.service.tracing.is_on:
+            ask = ask._replace(trace=TraceContext.read(headers.get("traceparent"), headers.get("tracestate")))
+        return ask
 
     def _models(self, path: str) -> bytes:
         models = self._context.service.door.models()

@@ -107,7 +107,12 @@ class JobForm(Form):
     )
     metadata: dict[str, Any] = Field(default_factory=dict, description="kept and returned, never read")
     deadline_s: float | None = Field(default=None, gt=0, description="not supported by this version: leave it out")
-    callback_url: str | None = Field(default=None, description="not supported by this version: leave it out")
+    callback_url: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=2000,
+        description="where the job's end is POSTed to, signed: http or https, at a public address",
+    )
 
 
 class BatchForm(Form):
@@ -179,6 +184,34 @@ class Eta(BaseModel):
     p90: float
 
 
+class CallbackView(BaseModel):
+    """What became of telling a job's end to its `callback_url`.
+
+    id: the `webhook-id` of every attempt. state: `pending` until the job is over, then `delivering`, at last
+    `delivered` or `given_up`. error: of the last attempt that failed. Times are unix seconds.
+    """
+
+    model_config = _example(
+        {
+            "url": "https://example.org/hooks/llmsched",
+            "id": "evt_01m7y7nf5pk8qby37hnf",
+            "state": "delivering",
+            "attempts": 2,
+            "next_at": 1795237284.9,
+            "ended_at": None,
+            "error": "it answered 503",
+        }
+    )
+
+    url: str
+    id: str
+    state: Literal["pending", "delivering", "delivered", "given_up"] = "pending"
+    attempts: int = 0
+    next_at: float | None = None
+    ended_at: float | None = None
+    error: str | None = None
+
+
 class JobSummary(BaseModel):
     """A job without its stages. Times are unix seconds."""
 
@@ -202,7 +235,9 @@ class JobSummary(BaseModel):
 
 
 class JobView(JobSummary):
-    """A job with its stages. eta: null of a job that is over, and while nothing is learned about the application."""
+    """A job with its stages. eta: null of a job that is over, and while nothing is learned about the application.
+    callback: null of a job without a `callback_url`.
+    """
 
     model_config = _example(
         {**_EXAMPLE_JOB, "stages": [_EXAMPLE_STAGE], "eta": {"p50": 1795237267.81, "p90": 1795237272.4}}
@@ -210,11 +245,39 @@ class JobView(JobSummary):
 
     stages: list[StageView] = []
     eta: Eta | None = None
+    callback: CallbackView | None = None
 
 
 class JobPage(BaseModel):
     items: list[JobSummary]
     next_cursor: str | None = None
+
+
+class CallbackMessage(BaseModel):
+    """The body of a callback. type: `job.` and the job's status. timestamp: when the job ended, ISO 8601.
+
+    data: the job as `GET /v1/jobs/{id}` has it, without stages. result_omitted: the result was too large to be sent
+    along, ask for it.
+    """
+
+    model_config = _example(
+        {
+            "type": "job.failed",
+            "timestamp": "2026-11-28T02:21:04.610+00:00",
+            "data": {
+                **_EXAMPLE_JOB,
+                "status": "failed",
+                "finished_at": 1795237264.61,
+                "error": "http_500: it is broken",
+            },
+            "result_omitted": False,
+        }
+    )
+
+    type: str
+    timestamp: str
+    data: JobSummary
+    result_omitted: bool = False
 
 
 class BatchItem(BaseModel):

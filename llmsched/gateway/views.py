@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, Literal
 
 import orjson
 from starlette.exceptions import HTTPException
 
-from llmsched.gateway.schemas import ClassName, JobSummary, ProfileView, StageView
+from llmsched.gateway.schemas import CallbackMessage, CallbackView, ClassName, JobSummary, ProfileView, StageView
 from llmsched.model.application import Application
 from llmsched.model.kinds import StageKind
 from llmsched.model.records import JobRecord, StageRecord
 from llmsched.profiler import Profile
+from llmsched.runtime.callbacks.delivery import event_id
+from llmsched.store.store import Store
 
 
 def summary(record: JobRecord) -> JobSummary:
@@ -35,6 +38,36 @@ def summary(record: JobRecord) -> JobSummary:
         result=_sendable(record.result),
         error=_sendable(record.error),
     )
+
+
+#: Bytes that the result in a callback may have.
+MAX_RESULT = 256 << 10
+
+
+def callback_body(record: JobRecord) -> bytes:
+    """What a callback says of a job that is over: the same bytes every time."""
+    assert record.finished_at is not None, record
+    job = summary(record)
+    is_large = len(orjson.dumps(job.result)) > MAX_RESULT
+    message = CallbackMessage(
+        type=f"job.{record.status.value}",
+        timestamp=datetime.fromtimestamp(record.finished_at, UTC).isoformat(timespec="milliseconds"),
+        data=job.model_copy(update={"result": None}) if is_large else job,
+        result_omitted=is_large,
+    )
+    return orjson.dumps(message.model_dump(mode="json", by_alias=True))
+
+
+async def callback(store: Store, record: JobRecord) -> CallbackView | None:
+    """What became of a job's callback so far."""
+    if record.callback_url is None:
+        return None
+    view = CallbackView(url=record.callback_url, id=event_id(record.id))
+    stored = await store.callback(record.id) if record.is_finished else None
+    if stored is None:
+        return view
+    told = {"state": stored.state, "attempts": stored.attempts, "ended_at": stored.ended_at, "error": stored.error}
+    return view.model_copy(update=told | {"next_at": None if stored.is_over else stored.due_at})
 
 
 def stages(

@@ -104,6 +104,36 @@ class JobUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class CallbackRecord:
+    """What is still to be told to a job's `callback_url`, or how that ended.
+
+    host: of the URL. owed_at: since when, the end of the job. due_at: of the next attempt. state: "delivering",
+    "delivered" or "given_up". attempts: made so far. error: of the last one that failed.
+    """
+
+    job: str
+    host: str
+    owed_at: float
+    due_at: float
+    state: str = "delivering"
+    attempts: int = 0
+    ended_at: float | None = None
+    error: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state != "delivering"
+
+
+class TraceRecord(NamedTuple):
+    """The W3C trace context that a job's client sent: its `traceparent` and its `tracestate` (or "")."""
+
+    job: str
+    parent: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApplicationRecord:
     """One version of an application, as it was registered."""
 
@@ -125,6 +155,7 @@ class StoredJob(NamedTuple):
 @dataclass(slots=True)
 class Writes:
     """What one transaction writes, in this order. jobs: new ones, each with the JSON of its recording or None.
+    callbacks: new, or instead of what was known of them.
 
     >>> a = Writes(events=[EventRecord("j", 1, "queued", 0.0)])
     >>> a.extend(Writes(events=[EventRecord("j", 2, "running", 1.0)]))
@@ -136,6 +167,8 @@ class Writes:
     stages: list[StageRecord] = field(default_factory=list)
     events: list[EventRecord] = field(default_factory=list)
     updates: list[JobUpdate] = field(default_factory=list)
+    callbacks: list[CallbackRecord] = field(default_factory=list)
+    traces: list[TraceRecord] = field(default_factory=list)
 
     def extend(self, other: Writes) -> None:
         """Adds everything of `other` behind what is here."""
@@ -143,6 +176,8 @@ class Writes:
         self.stages += other.stages
         self.events += other.events
         self.updates += other.updates
+        self.callbacks += other.callbacks
+        self.traces += other.traces
 
     def __add__(self, other: Writes) -> Writes:
         total = Writes()
@@ -152,4 +187,5 @@ class Writes:
 
     def __len__(self) -> int:
         """Rows to write."""
-        return len(self.jobs) + len(self.stages) + len(self.events) + len(self.updates)
+        told = len(self.events) + len(self.updates) + len(self.callbacks)
+        return len(self.jobs) + len(self.stages) + len(self.traces) + told

@@ -17,7 +17,7 @@ from llmsched.model.application import Application
 from llmsched.model.events import Event, JobSubmitted
 from llmsched.model.job import JobStatus
 from llmsched.model.recording import Recording
-from llmsched.model.records import JobRecord, StageRecord, Writes
+from llmsched.model.records import JobRecord, StageRecord, TraceRecord, Writes
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.inputs import check_input
@@ -25,6 +25,7 @@ from llmsched.runtime.ports import Memory
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.scripts.observed import is_observed
 from llmsched.runtime.submission import NewJob, features_of, new_job_id, read_recording, script_of
+from llmsched.runtime.tracing.context import TraceContext
 
 
 class Claims:
@@ -152,7 +153,7 @@ def accept(
         has_recording=recording is not None,
         metadata=dict(new.metadata),
         deadline_s=None,
-        callback_url=None,
+        callback_url=new.callback_url,
         idempotency_key=new.idempotency_key,
         request_digest=new.request_digest,
         off_profile=script.off_profile,
@@ -163,14 +164,24 @@ def accept(
     writes = Writes(
         jobs=[(record, None if recording is None else orjson.dumps(new.recording))], events=[run.submission()]
     )
+    if new.trace is not None:
+        run.trace = new.trace
+        writes.traces.append(TraceRecord(id, *new.trace))
     rows, events = run.unfold(unfolded, at)
     writes.stages.extend(rows)
     writes.events.extend(events)
     return Accepted(run, run.submitted(unfolded), writes)
 
 
-async def restore(store: Memory, applications: Applications, describes: Callable[[], bool] = lambda: False) -> Found:
-    """Every job the last process did not finish. describes: as in `accept`."""
+async def restore(
+    store: Memory,
+    applications: Applications,
+    describes: Callable[[], bool] = lambda: False,
+    *,
+    traced: bool = False,
+) -> Found:
+    """Every job the last process did not finish. describes: as in `accept`. traced: they go on in their traces."""
+    traces = await store.traces() if traced else {}
     restored: list[Restored] = []
     failed: list[tuple[JobRecord, str]] = []
     observed: list[tuple[JobRecord, float | None]] = []
@@ -186,6 +197,8 @@ async def restore(store: Memory, applications: Applications, describes: Callable
     ids = [*(run.record.id for run, _ in restored), *(job.id for job, _ in failed), *(job.id for job, _ in observed)]
     seqs = await store.last_seq(ids)
     for run, _ in restored:
+        if (trace := traces.get(run.record.id)) is not None:
+            run.trace = TraceContext(trace.parent, trace.state)
         run.seq = seqs.get(run.record.id, 0)
     return Found(
         restored,

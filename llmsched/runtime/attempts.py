@@ -28,6 +28,7 @@ from llmsched.runtime.scripts.replies import BadReply
 from llmsched.runtime.slices import NOTHING, Partial, Slice
 from llmsched.runtime.tools.handlers import TaskContext
 from llmsched.runtime.tools.workers import WorkerError, WorkerPool
+from llmsched.runtime.tracing.context import Tracing, Untraced
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Attempt:
     command: Dispatch
     kind: StageKind
     started_at: float
+    queued: float
     task: asyncio.Task[None] | None = None
 
 
@@ -66,6 +68,7 @@ class Attempts:
         *,
         speed: float = 1.0,
         task_timeout: float = 600.0,
+        tracing: Tracing | None = None,
     ) -> None:
         self._engines = engines
         self._workers = workers
@@ -73,6 +76,7 @@ class Attempts:
         self._report = report
         self._speed = speed
         self._task_timeout = task_timeout
+        self._tracing = tracing or Untraced()
         self._running: dict[TaskRef, Attempt] = {}
         #: What the slices of unfinished tasks generated so far, by job.
         self._partials: dict[str, dict[TaskRef, Partial]] = {}
@@ -82,8 +86,9 @@ class Attempts:
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, run: JobRun, command: Dispatch, kind: StageKind) -> None:
-        attempt = self._running[command.task] = Attempt(run, command, kind, self._clock.now())
+    def start(self, run: JobRun, command: Dispatch, kind: StageKind, queued: float = 0.0) -> None:
+        """queued: seconds since the task was ready."""
+        attempt = self._running[command.task] = Attempt(run, command, kind, self._clock.now(), queued)
         attempt.task = asyncio.create_task(self._go(attempt))
 
     def give_up(self, ref: TaskRef) -> None:
@@ -92,6 +97,7 @@ class Attempts:
         if attempt is not None and attempt.task is not None:
             self._keep(ref, NOTHING)
             attempt.task.cancel()
+            self._tracing.attempt_ended(ref, None, self._clock.now())
 
     def give_up_on(self, *, executor: str | None = None, job: str | None = None) -> None:
         """Aborts every attempt on an executor, or of a job."""
@@ -118,6 +124,7 @@ class Attempts:
         event: TaskFinished | TaskFailed | SliceEnded
         output: Any = None
         partial = NOTHING
+        self._tracing.attempt_began(attempt.run, attempt.command, attempt.kind, attempt.started_at, attempt.queued)
         try:
             if attempt.kind is StageKind.LLM:
                 event, output, partial = await self._call_engine(attempt.run, attempt.command)
@@ -139,6 +146,7 @@ class Attempts:
         if self._running.get(ref) is attempt:
             del self._running[ref]
             self._keep(ref, partial)
+            self._tracing.attempt_ended(ref, event, self._clock.now())
             self._report(attempt, event, output)
 
     def _keep(self, ref: TaskRef, partial: Partial) -> None:
@@ -159,10 +167,12 @@ class Attempts:
         id = f"{ref.job}-{ascii(ref.stage)[1:-1]}-{ref.index}-{command.attempt}-{self._boot}"
         if isinstance(run.script, ObservedScript):
             call = run.script.calls[ref.stage]
+            self._tracing.asked(ref, engine, call)
             answered = await relay(
                 call, engine, priority=command.priority or 0, request_id=id, retries=spec.retries, clock=self._clock
             )
             run.script.count(answered)
+            self._tracing.answered(ref, answered.prompt_tokens, answered.output_tokens)
             return TaskFinished(ref, command.attempt, answered), None, NOTHING
         try:
             request = run.script.llm(ref.stage, ref.index)
@@ -178,7 +188,15 @@ class Attempts:
             request_id=id,
             timeouts=timeouts,
         )
+        self._tracing.asked(ref, engine, request)
         completion = await engine.complete(request, self._clock)
+        self._tracing.answered(
+            ref,
+            completion.prompt_tokens,
+            completion.output_tokens,
+            completion.finish_reason,
+            completion.first_token_s,
+        )
         joined, is_over = piece.join(completion)
         if not is_over:
             return SliceEnded(ref, command.attempt, completion.output_tokens), None, joined

@@ -40,6 +40,7 @@ from llmsched.runtime.relay import RETRY_AFTER
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.scripts.observed import Call, Client, Failure, ObservedScript, chain, is_observed
 from llmsched.runtime.submission import features_of, new_job_id
+from llmsched.runtime.tracing.context import TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class Ask(NamedTuple):
     application: str | None = None
     job_class: JobClass = JobClass.INTERACTIVE
     is_last: bool = False
+    trace: TraceContext | None = None
 
 
 class House(Protocol):
@@ -140,7 +142,7 @@ class Door:
             observed = self._group_of(ask)  # perhaps another call was faster meanwhile
         house = self._house
         now = house.clock.now()
-        call = Call(ask.path, ask.raw, ask.fields, pool, model, client, now, waits_since=now)
+        call = Call(ask.path, ask.raw, ask.fields, pool, model, client, now, ask.trace, waits_since=now)
         call.is_grouped = ask.group is not None
         if observed is None:
             house.check_room()
@@ -174,6 +176,7 @@ class Door:
         call.job = record.id
         script = ObservedScript(application, house.describes)
         run = JobRun(record, application, script, features=features_of(None, None), pads=False)
+        run.trace = call.trace
         key = None if ask.group is None else (ask.tenant, ask.group)
         observed = self._jobs[record.id] = _Observed(run, script, key)
         if key is not None:

@@ -34,6 +34,7 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from llmsched.errors import BackendError, InvalidInput, InvalidSetting
+from llmsched.runtime.tracing.context import outgoing
 
 #: uvicorn, which vLLM runs on, drops idle connections after 5 s. We do earlier, so that no request meets a closing one.
 KEEP_ALIVE_S = 2.0
@@ -373,7 +374,7 @@ class EngineClient:
         """A response with status 200, unread. Raises EngineError where there is none."""
         headers = self._headers
         if request_id:
-            headers = headers | {"x-request-id": request_id}
+            headers = headers | {"x-request-id": request_id} | outgoing.get()
         response = await self._transport.handle_async_request(
             httpx.Request(
                 "POST",

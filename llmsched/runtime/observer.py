@@ -59,3 +59,46 @@ class Silent:
 
     def estimated(self, application: str, ratio: float) -> None:
         pass
+
+
+class Several:
+    """Observers that hear the same, one after the other."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def job_submitted(self, application: str, job_class: str) -> None:
+        for observer in self._observers:
+            observer.job_submitted(application, job_class)
+
+    def job_finished(self, application: str, outcome: str, seconds: float) -> None:
+        for observer in self._observers:
+            observer.job_finished(application, outcome, seconds)
+
+    def task_started(self, pool: str, application: str, queued: float) -> None:
+        for observer in self._observers:
+            observer.task_started(pool, application, queued)
+
+    def task_ended(self, pool: str, application: str, ran: float) -> None:
+        for observer in self._observers:
+            observer.task_ended(pool, application, ran)
+
+    def task_retried(self, pool: str, reason: str) -> None:
+        for observer in self._observers:
+            observer.task_retried(pool, reason)
+
+    def task_sliced(self, pool: str) -> None:
+        for observer in self._observers:
+            observer.task_sliced(pool)
+
+    def decided(self, seconds: float) -> None:
+        for observer in self._observers:
+            observer.decided(seconds)
+
+    def explored(self) -> None:
+        for observer in self._observers:
+            observer.explored()
+
+    def estimated(self, application: str, ratio: float) -> None:
+        for observer in self._observers:
+            observer.estimated(application, ratio)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from llmsched.model.records import JobRecord, StageRecord, Writes
+from llmsched.model.records import JobRecord, StageRecord, TraceRecord, Writes
 
 
 class Memory(Protocol):
@@ -19,6 +19,8 @@ class Memory(Protocol):
     def unfinished(self) -> AsyncIterator[tuple[JobRecord, bytes | None, Sequence[StageRecord]]]: ...
 
     async def last_seq(self, jobs: Sequence[str]) -> Mapping[str, int]: ...
+
+    async def traces(self) -> Mapping[str, TraceRecord]: ...
 
     async def last_number(self) -> int: ...
 

@@ -14,6 +14,7 @@ from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecor
 from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.scripts.script import Script
+from llmsched.runtime.tracing.context import TraceContext
 
 
 class StageRun:
@@ -63,6 +64,7 @@ class JobRun:
         "seq",
         "stages",
         "started_at",
+        "trace",
         "unwritten",
     )
 
@@ -91,6 +93,8 @@ class JobRun:
         self.pads = pads
         #: All there is to write of it, while that waits for its end; None: everything is written as it happens.
         self.unwritten: Writes | None = None
+        #: Where its trace goes on, if its client said so.
+        self.trace: TraceContext | None = None
         #: What of `script.off_profile` is written.
         self._off_profile = script.off_profile
 

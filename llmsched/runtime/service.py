@@ -65,6 +65,7 @@ from llmsched.profiler.lengths import Model
 from llmsched.runtime.admission import Claims, accept, restore
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.attempts import Attempt, Attempts
+from llmsched.runtime.callbacks.delivery import owed
 from llmsched.runtime.clock import Clock
 from llmsched.runtime.door import STOPPING, Door
 from llmsched.runtime.engines import Engines
@@ -76,8 +77,10 @@ from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.scripts.observed import ObservedScript
 from llmsched.runtime.submission import Limits, NewJob
+from llmsched.runtime.timeline import Timeline
 from llmsched.runtime.tools.handlers import HandlerRegistry
 from llmsched.runtime.tools.workers import WorkerPool
+from llmsched.runtime.tracing.context import Tracing, Untraced
 from llmsched.scheduler import Backoff, Scheduler
 
 log = logging.getLogger(__name__)
@@ -120,6 +123,7 @@ class Service:
         seed: int = 0,
         policy_options: Mapping[str, Any] | None = None,
         lengths: Model | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.policy_name = policy
         self._lengths = lengths
@@ -141,10 +145,13 @@ class Service:
         self.failure: BaseException | None = None
         #: The last decisions, oldest first.
         self.decisions: deque[dict[str, Any]] = deque(maxlen=self.limits.decisions)
+        #: When tasks of the last jobs ran where.
+        self.timeline = Timeline()
         self._store = store
         self._journal = journal
         self._observer = observer or Silent()
         self._learner = learner
+        self.tracing = tracing or Untraced()
         self._number = 0
         self._submitting = 0
         self._claims = Claims(store)
@@ -154,7 +161,13 @@ class Service:
         #: Tenants of jobs whose last event is not committed yet.
         self._tenants: dict[str, str] = {}
         self._attempts = Attempts(
-            self.engines, workers, clock, self._reported, speed=speed, task_timeout=self.limits.task_timeout
+            self.engines,
+            workers,
+            clock,
+            self._reported,
+            speed=speed,
+            task_timeout=self.limits.task_timeout,
+            tracing=self.tracing,
         )
         #: Where calls of agents come in that know nothing of jobs.
         self.door = Door(self, idle=self.limits.observed_idle)
@@ -244,7 +257,8 @@ class Service:
 
     async def _restore(self) -> None:
         began = time.perf_counter()
-        restored, hopeless, orphans = await restore(self._store, self.applications, self.describes)
+        found = await restore(self._store, self.applications, self.describes, traced=self.tracing.is_on)
+        restored, hopeless, orphans = found
         for run, events in restored:
             self._runs[run.record.id] = run
             self._tenants[run.record.id] = run.record.tenant
@@ -276,7 +290,9 @@ class Service:
         writes = self._of(record.id)
         writes.updates.append(JobUpdate(record.id, status, None, at, None, reason))
         writes.events.append(EventRecord(record.id, seq, f"job.{status.value}", at, told))
+        writes.callbacks.extend(owed(record, at))
         self._observer.job_finished(record.application, status.value, seconds)
+        self.tracing.job_ended(record, status.value, at, reason)
         self._schedule_tick()
 
     async def _forget(self, retention: float) -> None:
@@ -495,6 +511,7 @@ class Service:
                     events += self._reveal(event, now)
                 case JobSubmitted(job):
                     self._news[job] = []
+                    self.tracing.job_began(self._runs[job])
                 case _:
                     pass
         before = self.scheduler.stats.decisions
@@ -618,6 +635,7 @@ class Service:
         except InvalidInput as error:
             return [StageFailed(run.record.id, name, str(error))]
         rows, notes = run.finish_stage(name, now)
+        self.tracing.stage_ended(run, name, now)
         self._news.setdefault(run.record.id, []).extend(notes)
         if (parent := run.stages[name].spec.parent) is not None:
             rows += run.close_dynamic(parent, now)
@@ -643,6 +661,7 @@ class Service:
     def _finish(self, command: FinishJob, now: float) -> None:
         run = self._runs.pop(command.job)
         self._attempts.forget(command.job)
+        self.timeline.finished(command.job, now)
         self.door.finished(command.job, command.outcome, command.reason)
         if run.unwritten is not None:
             self._writes[command.job], run.unwritten = run.unwritten, None
@@ -658,8 +677,10 @@ class Service:
         writes = self._of(record.id)
         writes.updates.append(JobUpdate(record.id, JobStatus(outcome.value), run.started_at, now, result, error))
         writes.events.append(run.event(f"job.{outcome.value}", now, data))
+        writes.callbacks.extend(owed(record, now))
         self._leaving[record.id] = run
         self._observer.job_finished(record.application, outcome.value, now - record.submitted_at)
+        self.tracing.job_ended(record, outcome.value, now, error)
         completed = outcome is Outcome.COMPLETED
         self.foresight.ended(record.id, now, completed=completed)
         if completed and self._learner is not None:
@@ -676,7 +697,8 @@ class Service:
         if first:
             self._of(ref.job).updates.append(JobUpdate(ref.job, JobStatus.RUNNING, now, None, None, None))
         self._observer.task_started(task.pool, run.record.application, now - task.ready_at)
-        self._attempts.start(run, command, task.stage.kind)
+        self.timeline.started(ref, command.attempt, command.executor, now)
+        self._attempts.start(run, command, task.stage.kind, now - task.ready_at)
 
     def _reported(self, attempt: Attempt, event: TaskFinished | TaskFailed | SliceEnded, output: Any) -> None:
         """An attempt that the scheduler still counts on is over."""
@@ -686,10 +708,13 @@ class Service:
         match event:
             case TaskFinished():
                 stage.outputs[ref.index] = output
+                self.timeline.ended(ref, "done", now)
             case TaskFailed(_, number, reason):
+                self.timeline.ended(ref, "failed", now)
                 note = {"stage": ref.stage, "task": ref.index, "attempt": number, "reason": reason}
                 self._of(ref.job).events.append(run.event("task.failed", now, note))
             case SliceEnded():
+                self.timeline.ended(ref, "sliced", now)
                 self._observer.task_sliced(stage.spec.pool)
             case _:
                 assert_never(event)

@@ -16,6 +16,7 @@ from llmsched.model.events import JobClass
 from llmsched.model.recording import Recording, input_features
 from llmsched.runtime.scripts.live import LiveScript
 from llmsched.runtime.scripts.script import RecordedScript, Script
+from llmsched.runtime.tracing.context import TraceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class NewJob:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     idempotency_key: str | None = None
     request_digest: str | None = None
+    callback_url: str | None = None
+    trace: TraceContext | None = None
 
 
 def read_recording(raw: Any, application: Application, longest_context: int | None) -> Recording:

@@ -365,7 +365,17 @@ class World:
         job = self._jobs[id] = _Job(number, RecordedUnfolding(application, recording, texts))
         reveals, skipped = job.unfolding.begin()
         job.learn(reveals)
-        return JobSubmitted(id, number, application, arrival.at, reveals, skipped, features=recording.features)
+        return JobSubmitted(
+            id,
+            number,
+            application,
+            arrival.at,
+            reveals,
+            skipped,
+            arrival.job_class,
+            arrival.tenant,
+            recording.features,
+        )
 
     def _finish(self, id: str, outcome: Outcome, at: float) -> None:
         number = self._jobs.pop(id).number

@@ -12,7 +12,15 @@ from sqlalchemy import Row as SqlRow
 from llmsched.model.events import JobClass, TaskResult
 from llmsched.model.job import JobStatus
 from llmsched.model.kinds import StageKind
-from llmsched.model.records import ApplicationRecord, EventRecord, JobRecord, JobUpdate, Json, StageRecord
+from llmsched.model.records import (
+    ApplicationRecord,
+    CallbackRecord,
+    EventRecord,
+    JobRecord,
+    JobUpdate,
+    Json,
+    StageRecord,
+)
 
 Row = tuple[Any, ...]
 Rows = list[Row]
@@ -123,6 +131,19 @@ def update_row(update: JobUpdate) -> Row:
     )
 
 
+def callback_row(callback: CallbackRecord) -> Row:
+    return (
+        callback.job,
+        callback.host,
+        callback.owed_at,
+        callback.due_at,
+        callback.state,
+        callback.attempts,
+        callback.ended_at,
+        _optional(callback.error),
+    )
+
+
 # ----------------------------------------------------------------------------------------------- from rows
 
 
@@ -173,6 +194,12 @@ def stage_of(row: SqlRow[Any]) -> StageRecord:
 
 def event_of(row: SqlRow[Any]) -> EventRecord:
     return EventRecord(row.job, row.seq, row.type, row.at, from_json(row.data))
+
+
+def callback_of(row: SqlRow[Any]) -> CallbackRecord:
+    return CallbackRecord(
+        row.job, row.host, row.owed_at, row.due_at, row.state, row.attempts, row.ended_at, _read(row.error)
+    )
 
 
 def application_of(row: SqlRow[Any]) -> ApplicationRecord:

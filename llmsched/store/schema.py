@@ -120,6 +120,30 @@ events = Table(
     Column("data", Text, nullable=False),
 )
 
+#: What jobs' callback URLs are owed, and what became of that: the outbox of the webhooks.
+callbacks = Table(
+    "callbacks",
+    metadata,
+    _of_job(),
+    Column("host", Text, nullable=False),
+    Column("owed_at", Double, nullable=False),
+    Column("due_at", Double, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("ended_at", Double),
+    Column("error", Text),
+)
+Index("ix_callbacks_owed", callbacks.c.state, callbacks.c.host, callbacks.c.due_at)
+
+#: Where the traces of jobs go on whose clients said so (W3C Trace Context).
+traces = Table(
+    "traces",
+    metadata,
+    _of_job(),
+    Column("parent", Text, nullable=False),
+    Column("state", Text, nullable=False),
+)
+
 #: What was learned of an application, newest number last.
 profiles = Table(
     "profiles",

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Update,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     null,
@@ -40,18 +41,20 @@ from llmsched.model.job import JobStatus
 from llmsched.model.records import (
     UNFINISHED,
     ApplicationRecord,
+    CallbackRecord,
     EventRecord,
     JobRecord,
     Json,
     StageRecord,
     StoredJob,
+    TraceRecord,
     Writes,
 )
 from llmsched.store import rows
 from llmsched.store.location import Location
 from llmsched.store.migrate import upgrade
 from llmsched.store.reader import PostgresReader, Reader, SqliteReader
-from llmsched.store.schema import applications, events, jobs, profiles, recordings, stages
+from llmsched.store.schema import applications, callbacks, events, jobs, profiles, recordings, stages, traces
 from llmsched.store.writer import (
     POSTGRES_FAILURES,
     PostgresWriter,
@@ -60,6 +63,8 @@ from llmsched.store.writer import (
     Writer,
 )
 
+#: The state of a callback that is not over.
+OWED = "delivering"
 #: Jobs that a stream holds in memory at a time.
 CHUNK = 100
 #: Profiles of an application that are kept.
@@ -184,13 +189,19 @@ class Store:
             Statement(sql.insert(stages, again), [rows.stage_row(stage) for stage in writes.stages]),
             Statement(sql.insert(events, again), [rows.event_row(event) for event in writes.events]),
             Statement(sql.update, [rows.update_row(change) for change in writes.updates]),
+            Statement(sql.insert(traces, again), list(writes.traces)),
+            Statement(sql.callback, [rows.callback_row(callback) for callback in writes.callbacks]),
         ]
         if any(statement.rows for statement in work):
             await self._writer.run([statement for statement in work if statement.rows])
 
     async def purge(self, finished_before: float, limit: int = 500) -> int:
-        """Forgets at most `limit` of the jobs that finished before a moment, oldest first; how many it were."""
-        old = select(jobs.c.id).where(jobs.c.finished_at < finished_before).order_by(jobs.c.finished_at)
+        """Forgets at most `limit` of the jobs that finished before a moment, oldest first; how many it were.
+
+        One whose callback is still owed waits for that.
+        """
+        owed = exists().where(callbacks.c.job == jobs.c.id, callbacks.c.state == OWED)
+        old = select(jobs.c.id).where(jobs.c.finished_at < finished_before, ~owed).order_by(jobs.c.finished_at)
         ids = [(row.id,) for row in await self._read(old.limit(limit))]
         if ids:
             await self._writer.run([Statement(self._sql.purge, ids)])
@@ -336,6 +347,28 @@ class Store:
         query = select(jobs.c.finished_at).where(*wanted).order_by(jobs.c.number.desc()).limit(newest)
         return sum(row.finished_at > moment for row in await self._read(query))
 
+    async def callback(self, job: str) -> CallbackRecord | None:
+        """What became of a job's callback; None before its end, and of a job without one."""
+        found = await self._read(select(callbacks).where(callbacks.c.job == job))
+        return rows.callback_of(found[0]) if found else None
+
+    async def callbacks_owed(self) -> dict[str, int]:
+        """How many callbacks are not over, by host."""
+        query = select(callbacks.c.host, func.count().label("n")).where(callbacks.c.state == OWED)
+        return {row.host: row.n for row in await self._read(query.group_by(callbacks.c.host))}
+
+    async def callbacks_of(self, host: str, limit: int) -> list[CallbackRecord]:
+        """The callbacks of a host that are not over and are due first."""
+        query = select(callbacks).where(callbacks.c.state == OWED, callbacks.c.host == host)
+        found = await self._read(query.order_by(callbacks.c.due_at, callbacks.c.job).limit(limit))
+        return [rows.callback_of(row) for row in found]
+
+    async def traces(self) -> dict[str, TraceRecord]:
+        """Where the traces of unfinished jobs go on, by job, of those whose clients said so."""
+        query = select(traces).join(jobs, jobs.c.id == traces.c.job)
+        found = await self._read(query.where(jobs.c.status.in_([s.value for s in UNFINISHED])))
+        return {row.job: TraceRecord(row.job, row.parent, row.state) for row in found}
+
     async def unfinished(self) -> AsyncIterator[StoredJob]:
         """Every job that is neither completed, failed nor cancelled, in order of submission."""
         query = select(jobs.c.number).where(jobs.c.status.in_([s.value for s in UNFINISHED]))
@@ -345,17 +378,25 @@ class Store:
                 yield stored
 
     async def history(
-        self, *, application: str | None = None, since: float | None = None, newest: int | None = None
+        self,
+        *,
+        application: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        newest: int | None = None,
     ) -> AsyncIterator[StoredJob]:
         """Completed jobs in order of submission.
 
-        since: those that finished at that moment or later. newest: of all these, so many that were submitted last.
+        since: those that finished at that moment or later. until: before that one. newest: of all these, so many that
+        were submitted last.
         """
         wanted = [jobs.c.status == JobStatus.COMPLETED.value]
         if application is not None:
             wanted.append(jobs.c.application == application)
         if since is not None:
             wanted.append(jobs.c.finished_at >= since)
+        if until is not None:
+            wanted.append(jobs.c.finished_at < until)
         last = 0
         if newest is not None:
             query = select(jobs.c.number).where(*wanted).order_by(jobs.c.number.desc()).limit(newest)
@@ -413,6 +454,7 @@ class _Sql:
         self._dialect = dialect
         self._inserts: dict[tuple[str, bool], str] = {}
         self.update = self._compiled(_UPDATE)
+        self.callback = self._compiled(self._put(callbacks))
         self.purge = self._compiled(_PURGE)
         self.hide = self._compiled(_HIDE)
         self.show = self._compiled(_SHOW)
@@ -425,6 +467,13 @@ class _Sql:
             statement = own(table).on_conflict_do_nothing(index_elements=key) if again else insert(table)
             self._inserts[table.name, again] = self._compiled(statement)
         return self._inserts[table.name, again]
+
+    def _put(self, table: Table) -> Insert:
+        """A row that takes the place of the one with its key."""
+        own = (sqlite.insert if self._dialect.name == "sqlite" else postgresql.insert)(table)
+        key = list(table.primary_key)
+        changed = {column.name: own.excluded[column.name] for column in table.c if not column.primary_key}
+        return own.on_conflict_do_update(index_elements=key, set_=changed)
 
     def _compiled(self, statement: Insert | Update | Delete) -> str:
         return str(statement.compile(dialect=self._dialect))

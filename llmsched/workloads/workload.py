@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 from llmsched.errors import InvalidInput, UnknownName
+from llmsched.model.events import JobClass
 from llmsched.model.recording import Recording, ReferenceCurve
 from llmsched.workloads.arrivals import arrival_times
 from llmsched.workloads.generator import APPLICATIONS, generate
@@ -32,10 +33,12 @@ _SAMPLE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A job that arrives `at` seconds after the first one."""
+    """A job that arrives `at` seconds after the first one, in a class and from a tenant."""
 
     at: float
     recording: Recording
+    job_class: JobClass = JobClass.STANDARD
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

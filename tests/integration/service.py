@@ -40,6 +40,7 @@ from llmsched.gateway.app import create_app
 from llmsched.gateway.context import Context
 from llmsched.runtime.emulator import EmulatedEngine, emulated
 from llmsched.runtime.emulator.answers import Answer
+from llmsched.runtime.tracing.context import Tracing
 from llmsched.workloads.generator import generate
 
 #: Every process of a service inherits this variable, and is found by it wherever it has moved to.
@@ -365,12 +366,13 @@ async def in_process_service(
     max_model_len: int = 32_768,
     answer: Answer | None = None,
     store: str | None = None,
+    tracing: Tracing | None = None,
     **settings: Any,
 ) -> AsyncIterator[InProcessService]:
     """The service in this event loop, with `emulate` engines in it too, all healthy when the block begins.
 
-    store: a store's URL (default: a SQLite file in `folder`). answer: what the model says; None: filler. settings: see
-    `Settings`.
+    store: a store's URL (default: a SQLite file in `folder`). answer: what the model says; None: filler. tracing: None:
+    as the environment has it. settings: see `Settings`.
     """
     async with AsyncExitStack() as stack:
         fleet = [
@@ -382,7 +384,7 @@ async def in_process_service(
         defaults: dict[str, Any] = {"workers": 2, "grace": 0.0, "probe_interval": 0.5, "speed": speed}
         defaults |= {"store": store or f"sqlite:///{folder}/jobs.db"}
         defaults["engines"] = [{"url": engine.url} for engine in fleet]
-        context = await bootstrap.build(Settings(**(defaults | settings)))
+        context = await bootstrap.build(Settings(**(defaults | settings)), tracing=tracing)
         app = create_app(context)
         service = InProcessService(app, context, fleet)
         async with service.http, app.router.lifespan_context(app):

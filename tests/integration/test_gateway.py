@@ -612,7 +612,7 @@ async def test_methods_that_are_not_there(service: InProcessService) -> None:
         response = await service.http.request(method, path)
         assert response.status_code == 405
         assert set(response.headers["allow"].split(", ")) <= allowed
-    for path in ("/", "/v1", "/v1/nothing", "/v2/jobs", "/v1/jobs/a/b", "/" + "x" * 10_000, "/%00", "/..%2f..%2fetc"):
+    for path in ("/v1", "/v1/nothing", "/v2/jobs", "/v1/jobs/a/b", "/" + "x" * 10_000, "/%00", "/..%2f..%2fetc"):
         assert "GET /openapi.json" in a_problem(await service.get(path), 404)["detail"]
 
 
@@ -961,7 +961,9 @@ async def test_json_may_name_its_charset(service: InProcessService) -> None:
         (JOB | {"deadline_s": -1}, "deadline_s", "greater than 0; it is -1"),
         (JOB | {"deadline_s": "soon"}, "deadline_s", "it is 'soon'"),
         (JOB | {"deadline_s": 10}, "deadline_s", "not supported by this version"),
-        (JOB | {"callback_url": "http://me"}, "callback_url", "follow GET /v1/jobs/{id}/events"),
+        (JOB | {"callback_url": ""}, "callback_url", "at least 1 character"),
+        (JOB | {"callback_url": "ftp://me"}, "callback_url", "must look like https://host/path"),
+        (JOB | {"callback_url": "http://me"}, "callback_url", "set LLMSCHED_CALLBACK_SECRETS"),
         (with_stages(), "recording.stages", "at least one stage"),
         (with_stages(a_call("a", "b"), a_call("b", "a")), "recording.stages[0].deps", "in a circle: a -> b -> a"),
         (with_stages(a_call("a", "z")), "recording.stages[0].deps", "'z'"),

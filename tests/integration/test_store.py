@@ -600,6 +600,8 @@ async def test_a_database_of_the_first_version_keeps_what_it_has(store_url: str)
         await fill(store, [completed(1)])
 
         def as_it_was(connection: Any) -> None:
+            connection.execute(text("DROP TABLE callbacks"))
+            connection.execute(text("DROP TABLE traces"))
             connection.execute(text("DROP TABLE profiles"))
             connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
 
@@ -607,6 +609,7 @@ async def test_a_database_of_the_first_version_keeps_what_it_has(store_url: str)
     async with await Store.open(store_url) as store:
         assert await store.job("job_1") == completed(1)
         assert await store.save_profile("sorting", 1, 1.0, 10, b"x") == 1
+        assert await store.callback("job_1") is None
 
 
 async def test_opening_again_changes_nothing(store_url: str) -> None:  # noqa: F811

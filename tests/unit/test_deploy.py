@@ -49,6 +49,12 @@ CONTRACT = {
     "llmsched_profile_age_seconds": {"application"},
     "llmsched_slices_total": {"pool"},
     "llmsched_profile_fallback": {"application"},
+    "llmsched_callback_attempts_total": {"outcome"},
+    "llmsched_callbacks_ended_total": {"state"},
+    "llmsched_callback_delay_seconds": set(),
+    "llmsched_callbacks_owed": set(),
+    "llmsched_oldest_waiting_job_seconds": {"pool"},
+    "llmsched_max_wait_seconds": set(),
 }
 HISTOGRAMS = {
     "llmsched_job_completion_seconds",
@@ -57,6 +63,7 @@ HISTOGRAMS = {
     "llmsched_decision_seconds",
     "llmsched_event_loop_lag_seconds",
     "llmsched_estimate_error_ratio",
+    "llmsched_callback_delay_seconds",
 }
 #: Series of vLLM 0.32 (and of the emulator) that the dashboard shows; see vllm/v1/metrics/loggers.py.
 VLLM_SERIES = {
@@ -110,12 +117,18 @@ class Query(NamedTuple):
     shown: set[str]
 
 
+def dashboards() -> dict[str, dict[str, Any]]:
+    """By the name of their file."""
+    return {path.stem: read(path)[0] for path in sorted((DEPLOY / "grafana/dashboards").glob("*.json"))}
+
+
 def dashboard_queries() -> Iterator[Query]:
-    for panel in read(DEPLOY / "grafana/dashboards/llmsched.json")[0]["panels"]:
-        for target in panel.get("targets", []):
-            expr = target["expr"].replace("$__rate_interval", "5m").replace("$application", ".*")
-            shown = set(re.findall(r"\{\{\s*(\w+)\s*\}\}", target["legendFormat"]))
-            yield Query(f"panel {panel['title']!r}", expr, shown)
+    for name, board in dashboards().items():
+        for panel in board["panels"]:
+            for target in panel.get("targets", []):
+                expr = target["expr"].replace("$__rate_interval", "5m").replace("$application", ".*")
+                shown = set(re.findall(r"\{\{\s*(\w+)\s*\}\}", target["legendFormat"]))
+                yield Query(f"{name}: panel {panel['title']!r}", expr, shown)
 
 
 def rules() -> list[dict[str, Any]]:
@@ -188,14 +201,25 @@ def test_query_uses_series_and_labels_that_exist(query: Query) -> None:
     assert query.shown <= left_over
 
 
-def test_dashboard_shows_every_metric_of_the_contract() -> None:
+def test_dashboards_show_every_metric_of_the_contract() -> None:
     series = {name for query in dashboard_queries() for name, _ in SERIES.findall(query.expr)}
     assert {metric_of(name) for name in series - VLLM_SERIES} == set(CONTRACT)
     assert series & VLLM_SERIES == VLLM_SERIES
 
 
-def test_dashboard_panels_do_not_overlap() -> None:
-    board = read(DEPLOY / "grafana/dashboards/llmsched.json")[0]
+@pytest.mark.parametrize("name", dashboards())
+def test_a_dashboard_is_found_by_its_name_and_asks_for_no_variable_that_it_lacks(name: str) -> None:
+    board = dashboards()[name]
+    assert (board["uid"], board["title"].partition(":")[0]) == (name, "llmsched")
+    assert "llmsched" in board["tags"]
+    known = {variable["name"] for variable in board["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(board["panels"])))
+    assert used == known
+
+
+@pytest.mark.parametrize("name", dashboards())
+def test_dashboard_panels_do_not_overlap(name: str) -> None:
+    board = dashboards()[name]
     cells = [
         (x, y)
         for place in (panel["gridPos"] for panel in board["panels"])
@@ -231,7 +255,7 @@ def test_promtool_accepts_the_configuration_and_the_rules() -> None:
 
 
 @needs_promtool
-def test_promtool_parses_the_queries_of_the_dashboard(tmp_path: Path) -> None:
+def test_promtool_parses_the_queries_of_the_dashboards(tmp_path: Path) -> None:
     recorded = [{"record": f"query:{i}", "expr": query.expr} for i, query in enumerate(dashboard_queries())]
     (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}))
     promtool("check", "rules", "queries.yml", folder=tmp_path)

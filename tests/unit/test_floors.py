@@ -34,6 +34,7 @@ SIDEWAYS = {("workloads", "model"), ("runtime", "apps")}
 KEPT_TO = {
     "aiohttp": {"runtime"},
     "httpx": {"runtime"},
+    "opentelemetry": {"runtime"},
     "httpx_aiohttp": {"runtime"},
     "aiosqlite": {"store"},
     "alembic": {"store"},

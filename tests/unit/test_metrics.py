@@ -28,6 +28,12 @@ CONTRACT = {
     "llmsched_profile_jobs": {"application"},
     "llmsched_profile_age_seconds": {"application"},
     "llmsched_profile_fallback": {"application"},
+    "llmsched_callback_attempts_total": {"outcome"},
+    "llmsched_callbacks_ended_total": {"state"},
+    "llmsched_callback_delay_seconds_count": set(),
+    "llmsched_callbacks_owed": set(),
+    "llmsched_oldest_waiting_job_seconds": {"pool"},
+    "llmsched_max_wait_seconds": set(),
 }
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -48,6 +54,8 @@ def busy() -> Metrics:
     metrics.task_ended("llm", "web_search", 3.0)
     metrics.task_retried("llm", "http_500")
     metrics.task_sliced("llm")
+    metrics.callback_tried("delivered")
+    metrics.callback_ended("delivered", 0.2)
     metrics.decided(0.0002)
     metrics.explored()
     metrics.estimated("web_search", 1.05)

@@ -37,6 +37,7 @@ from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import Unfolded
 from llmsched.runtime.engine import CompletionRequest
 from llmsched.runtime.tools.workers import WorkerTask
+from llmsched.runtime.tracing.context import TraceContext
 
 LOOP, STAGE = "calls", "call"
 #: Calls that a chain foresees, and that one job may have in all.
@@ -108,6 +109,8 @@ class Call:
     model: str | None
     client: Client
     arrived_at: float
+    #: Where the client's trace goes on.
+    trace: TraceContext | None = None
     #: Set by the job it belongs to.
     job: str = ""
     stage: str = ""

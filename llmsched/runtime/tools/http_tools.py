@@ -7,6 +7,7 @@ Idempotency-Key: job_1/forecast/0       a list as several, null not at all)
 x-llmsched-job: job_1
 x-llmsched-stage: forecast
 x-llmsched-attempt: 1
+traceparent: 00-…-01                   (while traces are on, with a tracestate)
 
 {"city": "Oslo", "days": 3}
 
@@ -44,6 +45,7 @@ from llmsched.errors import BackendError, show
 from llmsched.runtime.tools.handlers import HttpTool
 from llmsched.runtime.tools.web import BodyTooLarge, read_body, tls
 from llmsched.runtime.tools.work import WorkerError, WorkerTask
+from llmsched.runtime.tracing.context import outgoing
 
 #: Seconds to reach a tool.
 CONNECT_TIMEOUT = 5.0
@@ -114,6 +116,7 @@ class HttpTools:
 
     def _request(self, tool: HttpTool, task: WorkerTask) -> Any:
         headers = {
+            **outgoing.get(),
             **tool.headers,
             "Idempotency-Key": _plain(task.context.idempotency_key),
             "x-llmsched-job": _plain(task.context.job_id),
@@ -196,11 +199,11 @@ async def _refusal(tool: HttpTool, response: aiohttp.ClientResponse) -> WorkerEr
         f"tool {tool.name!r} answered {status}: {text}",
         reason=reason,
         retryable=status >= 500 or status in (408, 425, 429),
-        retry_after=_retry_after(response.headers.get("Retry-After")),
+        retry_after=retry_after(response.headers.get("Retry-After")),
     )
 
 
-def _retry_after(value: str | None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Seconds from a `Retry-After` header, which is a number or a date."""
     if value is None:
         return None

@@ -1,11 +1,12 @@
-"""The public web, for handlers that go there on behalf of a job: one GET, bounded, that reaches public addresses only.
+"""The public web, on behalf of a job: a handler's GET or a callback's POST, bounded, to public addresses only.
 
-The URL may come from a plan or a prompt, so whoever wrote it must not reach what only this machine can reach:
+The URL may come from a plan, a prompt or a client, so whoever wrote it must not reach what only this machine can reach:
 
 * http and https only, no user names in URLs, no cookies, no proxies or passwords of the environment;
 * a host is resolved once, all its addresses are checked (`is_public`), and the connection goes to one of those: a name
   server that answers differently the second time (DNS rebinding) is never asked a second time;
-* each redirect is a new request, checked like the first; another site does not get the caller's headers;
+* each redirect of a GET is a new request, checked like the first; another site does not get the caller's headers; a
+  POST is not redirected;
 * one timeout for everything, and a body that ends in an error at `max_bytes`, counted after unpacking.
 
 Import this inside the handler's function: aiohttp takes 0.2 s, which every worker would pay for.
@@ -18,8 +19,8 @@ import re
 import socket
 import threading
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -53,12 +54,13 @@ _SPECIAL = [ip_network(n) for n in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An answer, whatever its status. url: where it came from after redirects. content_type: the header, or ""."""
+    """An answer, whatever its status. url: where it came from after redirects. The headers' texts, or ""."""
 
     url: str
     status: int
     content_type: str
     body: bytes
+    retry_after: str = ""
 
     @property
     def text(self) -> str:
@@ -74,6 +76,10 @@ class Page:
 
 class BodyTooLarge(BackendError):
     """A body has more bytes than may be read."""
+
+
+class ForbiddenAddress(InvalidInput):
+    """A URL leads to an address that may not be reached."""
 
 
 def is_public(address: Address) -> bool:
@@ -172,6 +178,44 @@ def fetch_now(
     return asyncio.run(call)
 
 
+async def post(
+    url: str,
+    body: bytes,
+    *,
+    headers: Mapping[str, str],
+    timeout: float = 10.0,
+    allow_private: bool = False,
+    resolve: Resolve = resolve,
+) -> Page:
+    """POSTs to a server of the public web. Every status is an answer, also that of a redirect; its body is not read.
+
+    headers: of the caller, who knows what is in them. Otherwise as `fetch`, whose errors it raises.
+    """
+    target = check_url(url)
+    accepts = (lambda _: True) if allow_private else is_public
+    try:
+        async with asyncio.timeout(timeout):
+            addresses = await _addresses(target, accepts, resolve)
+            async with _asked("POST", target, headers, addresses, body) as response:
+                said = response.headers
+                kind, wait = said.get("Content-Type", ""), said.get("Retry-After", "")
+                return Page(str(target), response.status, kind, b"", wait)
+    except TimeoutError:
+        raise BackendError(f"{_shown(target)} did not answer within {timeout:g} s") from None
+
+
+def check_url(url: str, *, allow_private: bool = True) -> URL:
+    """The URL, if it can be reached in principle: what is found out of its host's name is left to the request.
+
+    allow_private: whether an address that stands in it may be any. Raises InvalidInput.
+    """
+    target = _parse(url)
+    with suppress(ValueError):
+        if not (allow_private or is_public(ip_address(target.raw_host or ""))):
+            raise _forbidden(target, target.raw_host or "")
+    return target
+
+
 async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     """The body of a response of a session that does not unpack by itself (`auto_decompress=False`).
 
@@ -244,6 +288,18 @@ async def _follow(
 
 async def _get(url: URL, headers: Mapping[str, str], max_bytes: int, addresses: Sequence[str]) -> Page | URL:
     """The page, or where it redirects to."""
+    async with _asked("GET", url, {**headers, "Accept-Encoding": "gzip"}, addresses) as response:
+        if response.status in _REDIRECTS and (location := response.headers.get("Location")):
+            return _parse(location, url)
+        content_type = response.headers.get("Content-Type", "")
+        return Page(str(url), response.status, content_type, await read_body(response, max_bytes))
+
+
+@asynccontextmanager
+async def _asked(
+    method: str, url: URL, headers: Mapping[str, str], addresses: Sequence[str], body: bytes | None = None
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The answer of whoever has one of these addresses."""
 
     def connect_to(info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
         # The last gate. aiohttp takes hosts like 2130706433 for addresses and leaves them to the system to resolve.
@@ -268,12 +324,9 @@ async def _get(url: URL, headers: Mapping[str, str], max_bytes: int, addresses: 
     try:
         async with (
             session,
-            session.get(url, headers={**headers, "Accept-Encoding": "gzip"}, allow_redirects=False) as response,
+            session.request(method, url, headers=headers, data=body, allow_redirects=False) as response,
         ):
-            if response.status in _REDIRECTS and (location := response.headers.get("Location")):
-                return _parse(location, url)
-            content_type = response.headers.get("Content-Type", "")
-            return Page(str(url), response.status, content_type, await read_body(response, max_bytes))
+            yield response
     except (aiohttp.ClientError, OSError) as error:
         raise BackendError(f"{_shown(url)} cannot be fetched: {type(error).__name__}: {error}") from error
 
@@ -293,8 +346,12 @@ async def _addresses(url: URL, allows: Callable[[Address], bool], resolve: Resol
             raise BackendError(f"{_shown(url)} cannot be fetched: host {host!r} is not found: {why}") from None
     for address in found:
         if not allows(ip_address(address)):
-            raise InvalidInput(f"URL {_shown(url)} leads to {address}, which is no public address; name a public site")
+            raise _forbidden(url, address)
     return list(found)
+
+
+def _forbidden(url: URL, address: str) -> ForbiddenAddress:
+    return ForbiddenAddress(f"URL {_shown(url)} leads to {address}, which is no public address; name a public site")
 
 
 def _parse(text: str, base: URL | None = None) -> URL:
