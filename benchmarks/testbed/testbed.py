@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=FULL, help="jobs of a run")
     add("--speed", type=float, default=2.5, help="of emulated engines: emulated seconds per second")
     add("--lanes", type=int, default=1, help="runs at once, on emulated engines")
-    add("--most", type=int, default=10_000, help="stop after so many runs; status 3 if some are left")
+    add("--most", type=int, default=10_000, help="stop after so many runs, on emulated engines")
     add("--repeats", type=int, default=5, help="of the calibration of a real engine")
     add("--simulate-again", action="store_true", help="run only the simulator again: it has changed")
     add("--results", type=Path, default=RESULTS, help="file of another series of runs, which makes no page")

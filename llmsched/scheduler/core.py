@@ -133,8 +133,9 @@ class Scheduler:
         return commands
 
     def let_go(self) -> None:
-        """Takes apart the jobs that ended in the last batch: nobody looks at them any more. The next batch does it, too;
-        this is for whoever may be idle for long before that.
+        """Takes apart the jobs that ended in the last batch: nobody looks at them any more.
+
+        The next batch does it, too; this is for whoever may be idle for long before that.
         """
         for job in self._left:
             job.dissolve()
