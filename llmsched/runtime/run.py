@@ -214,6 +214,7 @@ class JobRun:
             record.job_class,
             record.tenant,
             self.features,
+            None if record.deadline_s is None else record.submitted_at + record.deadline_s,
         )
 
     def restore(self, rows: Iterable[StageRecord]) -> Iterable[StageExpanded]:
