@@ -46,6 +46,7 @@ from llmsched.runtime.observer import Several
 from llmsched.runtime.service import Service
 from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
+from llmsched.runtime.tenants import Quotas
 from llmsched.runtime.tools.handlers import build_registry
 from llmsched.runtime.tools.workers import ProcessWorkers
 from llmsched.runtime.tracing.context import Tracing, Untraced, is_wanted
@@ -65,7 +66,7 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
     """
     curve = read_latency_curve(settings.latency)
     knowledge = Knowledge(curves=Curves(default=curve))
-    policy_options: dict[str, Any] = {"max_wait": settings.max_wait, "tenants": settings.tenant_weights}
+    policy_options = settings.policy_options
     make_policy(settings.policy, knowledge=knowledge, **policy_options)
     lengths = _lengths(settings)
     if settings.profiles is not None:
@@ -137,11 +138,14 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
         speed=settings.speed,
         seed=settings.seed,
         tracing=tracing,
+        quotas=Quotas(settings.quotas()),
+        deadlines=settings.deadline_admission,
     )
     metrics.watch(service, callbacks, max_wait=settings.max_wait)
     fleet = Fleet(settings, service)
 
-    watches: list[asyncio.Task[None]] = []
+    keys = Keys(settings.tenants(), settings.admins)
+    chores: list[asyncio.Task[None]] = []
 
     def whatif_request(form: WhatIfForm, now: float) -> dict[str, Any]:
         return _whatif_request(settings, service, form, now)
@@ -150,13 +154,15 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
         await callbacks.start()
         await service.start({pool: slots for pool, slots in pools.items() if slots})
         fleet.start()
+        keys.know(await store.keys())
         resting = trim_at_rest(lambda: service.active_jobs, lambda: service.next_number)
-        watches.append(asyncio.create_task(resting, name="memory"))
-        watches.append(asyncio.create_task(watch_lag(metrics.lagged), name="lag"))
-        watches.append(asyncio.create_task(trends.watch(lambda: service.scheduler.view), name="trends"))
+        chores.append(asyncio.create_task(resting, name="memory"))
+        chores.append(asyncio.create_task(watch_lag(metrics.lagged), name="lag"))
+        chores.append(asyncio.create_task(trends.watch(lambda: service.scheduler.view), name="trends"))
+        chores.append(asyncio.create_task(keys.follow(store.keys), name="keys"))
 
     async def stop() -> None:
-        for task in watches:
+        for task in chores:
             task.cancel()
         await context.whatifs.stop()
         await service.stop(settings.grace)
@@ -174,7 +180,7 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
         trends=trends,
         whatif_request=whatif_request,
         callbacks=callbacks,
-        keys=Keys(settings.tenants()),
+        keys=keys,
         start=start,
         stop=stop,
         max_body=int(settings.max_body_mb * 1024 * 1024),

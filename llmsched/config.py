@@ -24,6 +24,7 @@ from llmsched.errors import InvalidSetting
 from llmsched.policies import DEFAULT_POLICY
 from llmsched.profiler import MAX_JOBS, MIN_JOBS
 from llmsched.runtime.callbacks.signing import Secrets
+from llmsched.runtime.tenants import Quota
 from llmsched.runtime.tools.handlers import HttpTool
 
 PREFIX = "LLMSCHED_"
@@ -64,6 +65,10 @@ def _no_text(text: str) -> Any:
 
 def _no_tools(text: str) -> Any:
     raise ValueError('it must be a table from name to tool, in the environment JSON like {"name": {"url": "http://…"}}')
+
+
+def _no_quotas(text: str) -> Any:
+    raise ValueError('it must be a table from tenant to quota, in the environment JSON like {"*": {"active_jobs": 9}}')
 
 
 def _tables(value: Any) -> Any:
@@ -118,6 +123,16 @@ class EngineSettings(BaseModel):
     slots: int | None = Field(default=None, ge=1, le=100_000)
     name: str | None = None
     api_key_file: Path | None = None
+
+
+class QuotaSettings(BaseModel):
+    """What a tenant may have. active_jobs: at once. jobs_per_s: accepted on average, at most `burst` at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    active_jobs: int | None = Field(default=None, ge=0)
+    jobs_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    burst: int = Field(default=10, ge=1)
 
 
 class ToolSettings(BaseModel):
@@ -185,6 +200,12 @@ class Settings(BaseSettings):
     max_wait: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     #: Shares of tenants, 1 for one that is not named; in the environment JSON. Empty: tenants take no turns.
     tenant_weights: Annotated[dict[str, Weight], NoDecode, _json_or(_no_text)] = {}
+    #: What tenants may have, `*` for those that are not named; in the environment JSON.
+    tenant_quotas: Annotated[dict[str, QuotaSettings], NoDecode, _json_or(_no_quotas)] = {}
+    #: How many times what is believed a job with a deadline may take; then it goes first. 0: deadlines change no order.
+    deadline_margin: float = Field(default=1.5, ge=0, allow_inf_nan=False)
+    #: Of a job that will more likely than not be late: nothing, a warning in the answer, or a refusal.
+    deadline_admission: Literal["off", "warn", "refuse"] = "warn"
 
     tick_ms: float = Field(default=0.0, ge=0, le=10_000)
     max_active_jobs: int = Field(default=10_000, ge=1)
@@ -216,6 +237,8 @@ class Settings(BaseSettings):
     #: `tenant:key` pairs, comma separated, or a file with one per line. Never in the TOML file.
     api_keys: str = Field(default="", repr=False)
     api_keys_file: Path | None = None
+    #: Tenants whose configured keys may administer; None: all of them.
+    admins: Annotated[list[str] | None, NoDecode, _json_or(_commas)] = None
     engine_api_key: str = Field(default="", repr=False)
 
     #: What callbacks are signed with: `whsec_…` or `tenant:whsec_…`, comma separated, or a file with one per line, read
@@ -271,6 +294,16 @@ class Settings(BaseSettings):
     def secrets(self) -> Secrets:
         """What callbacks are signed with. Raises InvalidSetting, which shows no secret."""
         return Secrets(self.callback_secrets, self.callback_secrets_file)
+
+    def quotas(self) -> dict[str, Quota]:
+        """What tenants may have."""
+        return {name: Quota(q.active_jobs, q.jobs_per_s, q.burst) for name, q in self.tenant_quotas.items()}
+
+    @property
+    def policy_options(self) -> dict[str, Any]:
+        """What every policy is told."""
+        margin = self.deadline_margin or None
+        return {"max_wait": self.max_wait, "tenants": self.tenant_weights, "deadlines": margin}
 
     def http_tools(self) -> list[HttpTool]:
         """The tools, with what their files say. Raises InvalidSetting, which shows no secret."""
@@ -345,9 +378,10 @@ def _sentence(error: ValidationError) -> InvalidSetting:
         known = [field.alias or name for name, field in ToolSettings.model_fields.items()]
         return _unknown(f"key of {_place(place)}", str(last), known)
     if first["type"] == "extra_forbidden":
-        if "key" in str(last):
+        if "key" in str(last) and place[0] != "tenant_quotas":
             return InvalidSetting(f"setting {key} is a secret; write it into a file and name that as api_key_file")
-        return _unknown(f"key of {_place(place)}", str(last), EngineSettings.model_fields)
+        table = QuotaSettings if place[0] == "tenant_quotas" else EngineSettings
+        return _unknown(f"key of {_place(place)}", str(last), table.model_fields)
     message = first["msg"].removeprefix("Value error, ")
     shows = last in ToolSettings.model_fields and last != "headers" and not re.search("[@?]", str(first["input"]))
     if place[:1] == ["tools"] and not shows:
