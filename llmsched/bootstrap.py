@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from random import Random
@@ -29,9 +30,11 @@ from llmsched.model.records import Writes
 from llmsched.policies import make_policy
 from llmsched.profiler import Curves, Knowledge
 from llmsched.profiler.lengths import Lengths
+from llmsched.reload import Reloader, Source
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.callbacks.delivery import Callbacks, Delivery
 from llmsched.runtime.clock import WallClock
+from llmsched.runtime.discovery import Discovery
 from llmsched.runtime.emulator.settings import read_latency_curve
 from llmsched.runtime.engine import Timeouts
 from llmsched.runtime.engines import Engine, Engines, EngineSpec
@@ -59,8 +62,12 @@ from llmsched.whatif import Request
 log = logging.getLogger(__name__)
 
 
-async def build(settings: Settings, *, tracing: Tracing | None = None) -> Context:
-    """A service that is ready to start. tracing: None: as OpenTelemetry's variables have it.
+async def build(
+    settings: Settings, source: Source | None = None, *, tracing: Tracing | None = None
+) -> Context:
+    """A service that is ready to start. source: where the settings come from, to be read anew when they change.
+
+    tracing: None: as OpenTelemetry's variables have it.
 
     Raises InvalidSetting or BackendError (database).
     """
@@ -144,16 +151,36 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
     metrics.watch(service, callbacks, max_wait=settings.max_wait)
     fleet = Fleet(settings, service)
 
+    def running(engine: str) -> int:
+        executor = service.scheduler.view.executors.get(engine)
+        return 0 if executor is None else len(executor.running)
+
+    discovery = Discovery(service.engines, running, interval=settings.discovery_interval)
+    discovery.use(settings.wanted_engines())
+
     keys = Keys(settings.tenants(), settings.admins)
     chores: list[asyncio.Task[None]] = []
 
     def whatif_request(form: WhatIfForm, now: float) -> dict[str, Any]:
         return _whatif_request(settings, service, form, now)
 
+    def apply(new: Settings) -> None:
+        wanted, tenants, quotas = new.wanted_engines(), new.tenants(), new.quotas()
+        discovery.use(wanted)
+        keys.configure(tenants, new.admins)
+        service.quotas.use(quotas)
+        service.use_weights(new.tenant_weights)
+
+    reloader = None if source is None else Reloader(source, settings, apply)
+
     async def start() -> None:
         await callbacks.start()
         await service.start({pool: slots for pool, slots in pools.items() if slots})
+        await discovery.begin()
         fleet.start()
+        chores.append(asyncio.create_task(discovery.run(), name="discovery"))
+        if reloader is not None:
+            chores.append(asyncio.create_task(reloader.run(), name="reload"))
         keys.know(await store.keys())
         resting = trim_at_rest(lambda: service.active_jobs, lambda: service.next_number)
         chores.append(asyncio.create_task(resting, name="memory"))
@@ -183,6 +210,7 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
         keys=keys,
         start=start,
         stop=stop,
+        reload=None if reloader is None else reloader.reload,
         max_body=int(settings.max_body_mb * 1024 * 1024),
         ui=settings.ui,
     )
@@ -248,7 +276,7 @@ def _lengths(settings: Settings) -> Lengths | None:
 
 
 class Fleet:
-    """The engines a service begins with: given by URL, or processes it starts itself and that end with it."""
+    """The engines that a service starts itself, as processes that end with it."""
 
     def __init__(self, settings: Settings, service: Service) -> None:
         self._settings = settings
@@ -257,9 +285,6 @@ class Fleet:
 
     def start(self) -> None:
         settings, engines = self._settings, self._service.engines
-        for engine in settings.engines:
-            key = engine.api_key_file.read_text().strip() if engine.api_key_file else settings.engine_api_key or None
-            engines.add(EngineSpec(engine.url, engine.pool, engine.model, engine.slots, key, engine.name))
         for number, model in enumerate(settings.launch, 1):
             port = free_port()
             command = vllm_command(
@@ -359,13 +384,15 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Runs the service until SIGTERM or SIGINT.
+async def serve(settings: Settings, announce: Callable[[str], None], source: Source | None = None) -> None:
+    """Runs the service until SIGTERM or SIGINT; SIGHUP reads the settings of `source` anew.
 
     Raises InvalidSetting or BackendError where it cannot start, BackendError where it could not go on.
     """
     listener = _listener(settings.host, settings.port)
-    context = await build(settings)
+    context = await build(settings, source)
+    if context.reload is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, context.reload)
     config = uvicorn.Config(
         create_app(context),
         host=settings.host,

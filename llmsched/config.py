@@ -24,6 +24,8 @@ from llmsched.errors import InvalidSetting
 from llmsched.policies import DEFAULT_POLICY
 from llmsched.profiler import MAX_JOBS, MIN_JOBS
 from llmsched.runtime.callbacks.signing import Secrets
+from llmsched.runtime.discovery import Wanted
+from llmsched.runtime.engines import EngineSpec
 from llmsched.runtime.tenants import Quota
 from llmsched.runtime.tools.handlers import HttpTool
 
@@ -123,6 +125,15 @@ class EngineSettings(BaseModel):
     slots: int | None = Field(default=None, ge=1, le=100_000)
     name: str | None = None
     api_key_file: Path | None = None
+    #: Whether each address of the URL's name is an engine, looked up again and again.
+    resolve: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_name_to_resolve(self) -> EngineSettings:
+        parts = urlsplit(self.url)
+        if self.resolve and (parts.scheme == "https" or not re.search("[A-Za-z]", parts.hostname or "")):
+            raise ValueError("resolve needs a URL with http and a DNS name; an address or https names one engine")
+        return self
 
 
 class QuotaSettings(BaseModel):
@@ -231,6 +242,9 @@ class Settings(BaseSettings):
     token_timeout: float = Field(default=30.0, gt=0)
     request_timeout: float = Field(default=3600.0, gt=0)
     probe_interval: float = Field(default=2.0, gt=0)
+    #: Seconds between two lookups of engines that are DNS names, and two looks at the files of settings (0: none).
+    discovery_interval: float = Field(default=10.0, gt=0)
+    reload_interval: float = Field(default=2.0, ge=0)
     backoff_first: float = Field(default=0.2, gt=0)
     backoff_most: float = Field(default=30.0, gt=0)
 
@@ -294,6 +308,18 @@ class Settings(BaseSettings):
     def secrets(self) -> Secrets:
         """What callbacks are signed with. Raises InvalidSetting, which shows no secret."""
         return Secrets(self.callback_secrets, self.callback_secrets_file)
+
+    def wanted_engines(self) -> list[Wanted]:
+        """The engines, with their keys. Raises InvalidSetting."""
+        wanted = []
+        for number, e in enumerate(self.engines):
+            where = f"engines[{number}].api_key_file"
+            key = _read(e.api_key_file, where).strip() if e.api_key_file else self.engine_api_key or None
+            wanted.append(Wanted(EngineSpec(e.url, e.pool, e.model, e.slots, key, e.name), e.resolve))
+        urls = [w.spec.url.rstrip("/") for w in wanted]
+        if twice := [url for url in urls if urls.count(url) > 1]:
+            raise InvalidSetting(f"engines name {twice[0]} twice; leave one out", field="engines")
+        return wanted
 
     def quotas(self) -> dict[str, Quota]:
         """What tenants may have."""
@@ -364,6 +390,7 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
         raise InvalidSetting(f"a setting in the environment cannot be read: {error}") from None
     settings.tenants()
     settings.secrets()
+    settings.wanted_engines()
     return settings
 
 

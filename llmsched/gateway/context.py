@@ -36,6 +36,8 @@ class Context:
     keys: Keys = field(default_factory=Keys)
     start: Callable[[], Coroutine[Any, Any, None]] | None = None
     stop: Callable[[], Coroutine[Any, Any, None]] | None = None
+    #: Reads the settings anew; whether they hold now. None: they come from nowhere.
+    reload: Callable[[], bool] | None = None
     #: Largest request body in bytes.
     max_body: int = 8 * 1024 * 1024
     #: Whether there is a page at /ui.

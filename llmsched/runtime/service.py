@@ -483,6 +483,12 @@ class Service:
         self.policy_name = name
         self._schedule_tick()
 
+    def use_weights(self, weights: Mapping[str, float]) -> None:
+        """Tenants take turns by these from the next tick on; not at all by none."""
+        if weights != self.tenant_weights:
+            self._policy_options["tenants"] = dict(weights)
+            self.use_policy(self.policy_name)
+
     def _policy(self, name: str) -> Policy:
         knowledge = self.foresight.knowledge
         return make_policy(name, knowledge=knowledge, lengths=self._lengths, **self._policy_options)
