@@ -25,7 +25,7 @@ from llmsched.gateway.metrics import Metrics
 from llmsched.gateway.operation_schemas import WhatIfForm
 from llmsched.gateway.protocol import Protocol
 from llmsched.gateway.views import callback_body
-from llmsched.model.events import Event
+from llmsched.model.events import Event, ExecutorJoined
 from llmsched.model.records import Writes
 from llmsched.policies import make_policy
 from llmsched.profiler import Curves, Knowledge
@@ -50,8 +50,9 @@ from llmsched.runtime.service import Service
 from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
 from llmsched.runtime.tenants import Quotas
-from llmsched.runtime.tools.handlers import build_registry
-from llmsched.runtime.tools.workers import ProcessWorkers
+from llmsched.runtime.tools.handlers import HandlerRegistry, build_registry
+from llmsched.runtime.tools.routed import RoutedWorkers
+from llmsched.runtime.tools.workers import ProcessWorkers, WorkerPool
 from llmsched.runtime.tracing.context import Tracing, Untraced, is_wanted
 from llmsched.runtime.trends import Trends
 from llmsched.scheduler import Backoff
@@ -81,6 +82,8 @@ async def build(
     tracing = tracing or tracing_of(os.environ)
     registry = build_registry(settings.handlers, applications=handler_modules(), tools=settings.http_tools())
     pools = {"cpu": settings.workers, **settings.worker_pools}
+    if settings.ray is not None:
+        pools = {pool: slots for pool, slots in pools.items() if pool not in settings.ray_pools}
     store = await Store.open(settings.store)
     metrics = Metrics()
     clock = WallClock()
@@ -126,7 +129,7 @@ async def build(
         store=store,
         journal=journal,
         applications=applications,
-        workers=ProcessWorkers(registry, max(1, sum(pools.values())), memory_mib=settings.worker_memory_mb),
+        workers=_workers(settings, registry, pools, lambda event: service.post(event)),
         handlers=registry,
         clock=clock,
         hub=Hub(),
@@ -259,6 +262,22 @@ def _delivery(settings: Settings) -> Delivery:
         backoff_most=settings.callback_backoff_most,
         allow_private=settings.callback_private,
     )
+
+
+def _workers(
+    settings: Settings, registry: HandlerRegistry, pools: Mapping[str, int], post: Callable[[Event], None]
+) -> WorkerPool:
+    """What runs regular tasks: processes here, those of `pools`, and a Ray cluster if wanted. Raises InvalidSetting."""
+    here = ProcessWorkers(registry, max(1, sum(pools.values())), memory_mib=settings.worker_memory_mb)
+    if settings.ray is None:
+        return here
+    from llmsched.runtime.tools.ray_workers import RayWorkers  # an extra, and a second of imports
+
+    def joined(pool: str, slots: int) -> None:
+        post(ExecutorJoined(f"workers-{pool}", pool, slots))
+
+    there = RayWorkers(registry, settings.ray, settings.ray_pools, joined)
+    return RoutedWorkers(here, there, there.pools)
 
 
 def _lengths(settings: Settings) -> Lengths | None:

@@ -69,6 +69,10 @@ def _no_tools(text: str) -> Any:
     raise ValueError('it must be a table from name to tool, in the environment JSON like {"name": {"url": "http://…"}}')
 
 
+def _no_resources(text: str) -> Any:
+    raise ValueError('it must be a table from pool to resources, in the environment JSON like {"cpu": {"CPU": 1}}')
+
+
 def _no_quotas(text: str) -> Any:
     raise ValueError('it must be a table from tenant to quota, in the environment JSON like {"*": {"active_jobs": 9}}')
 
@@ -109,6 +113,7 @@ def _headers(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 PoolName = Annotated[str, AfterValidator(_pool_name)]
 Slots = Annotated[int, Field(ge=0, le=10_000)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 #: In the environment: a comma list, or JSON.
 Texts = Annotated[list[str], NoDecode, _json_or(_commas)]
@@ -201,6 +206,10 @@ class Settings(BaseSettings):
     workers: int = Field(default=4, ge=0, le=10_000)
     #: Slots by pool; in the environment JSON.
     worker_pools: Annotated[dict[PoolName, Slots], NoDecode, _json_or(_no_text)] = {}
+    #: Address of a Ray cluster (`auto`: the one of this machine) that runs `ray_pools`; None: everything runs here.
+    ray: str | None = None
+    #: What one task of a pool takes of a node; in the environment JSON.
+    ray_pools: Annotated[dict[PoolName, dict[str, Amount]], NoDecode, _json_or(_no_resources)] = {"cpu": {"CPU": 1.0}}
     worker_memory_mb: int = Field(default=2048, ge=64)
     handlers: Texts = []
     #: Tools that live elsewhere, by the name templates call them; in the environment JSON.
