@@ -54,6 +54,7 @@ def cluster() -> Iterator[Any]:
     head = HEAD | small | {"_system_config": IMPATIENT}
     running = patiently(partial(Cluster, initialize_head=True, head_node_args=head))
     running.far = None
+    # It blocks the event loop meanwhile: Ray wants the main thread for it.
     another = partial(running.add_node, num_cpus=1, resources={"extra": 1}, **small)
     running.add_far = partial(patiently, another)
     yield running
@@ -158,7 +159,7 @@ async def test_pools_are_resources_and_slots_follow_the_cluster(cluster: Any, re
         assert pool.slots == 3
         taken = await pool.run(task("ray_resources", pool="pair"))
         assert taken == {"CPU": 2.0, "steady": 1.0}
-        cluster.far = await asyncio.to_thread(cluster.add_far)
+        cluster.far = cluster.add_far()
         await until(lambda: slots == {"cpu": 3, "pair": 1, "far": 2})
         assert await pool.run(task("ray_resources", pool="far")) == {"extra": 0.5}
 
@@ -178,7 +179,7 @@ async def test_a_job_of_the_service_survives_the_loss_of_a_node(cluster: Any, tm
             },
         ]
     }
-    node = cluster.far or await asyncio.to_thread(cluster.add_far)
+    node = cluster.far or cluster.add_far()
     ray_pools = {"far": {"extra": 1.0}}
     async with in_process_service(
         tmp_path, handlers=[HANDLERS], ray=cluster.address, ray_pools=ray_pools, workers=1
@@ -192,7 +193,7 @@ async def test_a_job_of_the_service_survives_the_loss_of_a_node(cluster: Any, tm
         cluster.remove_node(node, allow_graceful=False)
         await until(lambda: executors["workers-far"].slots == 0)
         (tmp_path / "go").touch()
-        cluster.far = await asyncio.to_thread(cluster.add_far)
+        cluster.far = cluster.add_far()
         done = await service.finished(job["id"])
         # No retries are allowed: a lost node is not a failure of the task.
         assert (done["status"], done["error"]) == ("completed", None)

@@ -41,6 +41,8 @@ from llmsched.runtime.tools.workers import EXIT_TIMEOUT, START_TIMEOUT, Pool, as
 
 log = logging.getLogger(__name__)
 
+#: Seconds in which somebody has to listen at the address of the cluster.
+CONNECT_TIMEOUT = 5.0
 #: Seconds between two counts of the nodes.
 INTERVAL = 1.0
 #: Tasks that are handed to Ray at once, at most.
@@ -89,6 +91,7 @@ class RayWorkers(Pool):
     async def start(self) -> None:
         """Joins the cluster. Raises BackendError where there is none."""
         try:
+            await _knock(self._address)
             # In a thread: it blocks, and in the main one it would take SIGTERM for itself.
             await asyncio.to_thread(self._join)
         except (
@@ -179,6 +182,19 @@ class RayWorkers(Pool):
                 log.info("Ray slots", extra={"pool": pool, "slots": slots, "nodes": len(alive)})
                 self._offered[pool] = slots
                 self._on_slots(pool, slots)
+
+
+async def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at `host:port`: Ray itself asks for minutes, and cannot be interrupted."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not (colon and port.isdecimal()):
+        return
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except TimeoutError:
+        raise OSError(f"nobody answers within {CONNECT_TIMEOUT:g} s") from None
+    writer.close()
 
 
 def slots_of(resources: Mapping[str, float], need: Mapping[str, Any]) -> int:
