@@ -63,9 +63,7 @@ from llmsched.whatif import Request
 log = logging.getLogger(__name__)
 
 
-async def build(
-    settings: Settings, source: Source | None = None, *, tracing: Tracing | None = None
-) -> Context:
+async def build(settings: Settings, source: Source | None = None, *, tracing: Tracing | None = None) -> Context:
     """A service that is ready to start. source: where the settings come from, to be read anew when they change.
 
     tracing: None: as OpenTelemetry's variables have it.

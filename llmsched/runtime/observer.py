@@ -105,6 +105,14 @@ class Several:
         for observer in self._observers:
             observer.task_sliced(pool)
 
+    def used(self, usage: Usage) -> None:
+        for observer in self._observers:
+            observer.used(usage)
+
+    def over_quota(self, tenant: str, quota: str) -> None:
+        for observer in self._observers:
+            observer.over_quota(tenant, quota)
+
     def decided(self, seconds: float) -> None:
         for observer in self._observers:
             observer.decided(seconds)
