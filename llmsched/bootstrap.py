@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from random import Random
@@ -24,14 +25,16 @@ from llmsched.gateway.metrics import Metrics
 from llmsched.gateway.operation_schemas import WhatIfForm
 from llmsched.gateway.protocol import Protocol
 from llmsched.gateway.views import callback_body
-from llmsched.model.events import Event
+from llmsched.model.events import Event, ExecutorJoined
 from llmsched.model.records import Writes
 from llmsched.policies import make_policy
 from llmsched.profiler import Curves, Knowledge
 from llmsched.profiler.lengths import Lengths
+from llmsched.reload import Reloader, Source
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.callbacks.delivery import Callbacks, Delivery
 from llmsched.runtime.clock import WallClock
+from llmsched.runtime.discovery import Discovery
 from llmsched.runtime.emulator.settings import read_latency_curve
 from llmsched.runtime.engine import Timeouts
 from llmsched.runtime.engines import Engine, Engines, EngineSpec
@@ -46,8 +49,10 @@ from llmsched.runtime.observer import Several
 from llmsched.runtime.service import Service
 from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
-from llmsched.runtime.tools.handlers import build_registry
-from llmsched.runtime.tools.workers import ProcessWorkers
+from llmsched.runtime.tenants import Quotas
+from llmsched.runtime.tools.handlers import HandlerRegistry, build_registry
+from llmsched.runtime.tools.routed import RoutedWorkers
+from llmsched.runtime.tools.workers import ProcessWorkers, WorkerPool
 from llmsched.runtime.tracing.context import Tracing, Untraced, is_wanted
 from llmsched.runtime.trends import Trends
 from llmsched.scheduler import Backoff
@@ -58,14 +63,16 @@ from llmsched.whatif import Request
 log = logging.getLogger(__name__)
 
 
-async def build(settings: Settings, *, tracing: Tracing | None = None) -> Context:
-    """A service that is ready to start. tracing: None: as OpenTelemetry's variables have it.
+async def build(settings: Settings, source: Source | None = None, *, tracing: Tracing | None = None) -> Context:
+    """A service that is ready to start. source: where the settings come from, to be read anew when they change.
+
+    tracing: None: as OpenTelemetry's variables have it.
 
     Raises InvalidSetting or BackendError (database).
     """
     curve = read_latency_curve(settings.latency)
     knowledge = Knowledge(curves=Curves(default=curve))
-    policy_options: dict[str, Any] = {"max_wait": settings.max_wait, "tenants": settings.tenant_weights}
+    policy_options = settings.policy_options
     make_policy(settings.policy, knowledge=knowledge, **policy_options)
     lengths = _lengths(settings)
     if settings.profiles is not None:
@@ -73,6 +80,8 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
     tracing = tracing or tracing_of(os.environ)
     registry = build_registry(settings.handlers, applications=handler_modules(), tools=settings.http_tools())
     pools = {"cpu": settings.workers, **settings.worker_pools}
+    if settings.ray is not None:
+        pools = {pool: slots for pool, slots in pools.items() if pool not in settings.ray_pools}
     store = await Store.open(settings.store)
     metrics = Metrics()
     clock = WallClock()
@@ -118,7 +127,7 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
         store=store,
         journal=journal,
         applications=applications,
-        workers=ProcessWorkers(registry, max(1, sum(pools.values())), memory_mib=settings.worker_memory_mb),
+        workers=_workers(settings, registry, pools, lambda event: service.post(event)),
         handlers=registry,
         clock=clock,
         hub=Hub(),
@@ -137,26 +146,51 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
         speed=settings.speed,
         seed=settings.seed,
         tracing=tracing,
+        quotas=Quotas(settings.quotas()),
+        deadlines=settings.deadline_admission,
     )
     metrics.watch(service, callbacks, max_wait=settings.max_wait)
     fleet = Fleet(settings, service)
 
-    watches: list[asyncio.Task[None]] = []
+    def running(engine: str) -> int:
+        executor = service.scheduler.view.executors.get(engine)
+        return 0 if executor is None else len(executor.running)
+
+    discovery = Discovery(service.engines, running, interval=settings.discovery_interval)
+    discovery.use(settings.wanted_engines())
+
+    keys = Keys(settings.tenants(), settings.admins)
+    chores: list[asyncio.Task[None]] = []
 
     def whatif_request(form: WhatIfForm, now: float) -> dict[str, Any]:
         return _whatif_request(settings, service, form, now)
 
+    def apply(new: Settings) -> None:
+        wanted, tenants, quotas = new.wanted_engines(), new.tenants(), new.quotas()
+        discovery.use(wanted)
+        keys.configure(tenants, new.admins)
+        service.quotas.use(quotas)
+        service.use_weights(new.tenant_weights)
+
+    reloader = None if source is None else Reloader(source, settings, apply)
+
     async def start() -> None:
         await callbacks.start()
         await service.start({pool: slots for pool, slots in pools.items() if slots})
+        await discovery.begin()
         fleet.start()
+        chores.append(asyncio.create_task(discovery.run(), name="discovery"))
+        if reloader is not None:
+            chores.append(asyncio.create_task(reloader.run(), name="reload"))
+        keys.know(await store.keys())
         resting = trim_at_rest(lambda: service.active_jobs, lambda: service.next_number)
-        watches.append(asyncio.create_task(resting, name="memory"))
-        watches.append(asyncio.create_task(watch_lag(metrics.lagged), name="lag"))
-        watches.append(asyncio.create_task(trends.watch(lambda: service.scheduler.view), name="trends"))
+        chores.append(asyncio.create_task(resting, name="memory"))
+        chores.append(asyncio.create_task(watch_lag(metrics.lagged), name="lag"))
+        chores.append(asyncio.create_task(trends.watch(lambda: service.scheduler.view), name="trends"))
+        chores.append(asyncio.create_task(keys.follow(store.keys), name="keys"))
 
     async def stop() -> None:
-        for task in watches:
+        for task in chores:
             task.cancel()
         await context.whatifs.stop()
         await service.stop(settings.grace)
@@ -174,9 +208,10 @@ async def build(settings: Settings, *, tracing: Tracing | None = None) -> Contex
         trends=trends,
         whatif_request=whatif_request,
         callbacks=callbacks,
-        keys=Keys(settings.tenants()),
+        keys=keys,
         start=start,
         stop=stop,
+        reload=None if reloader is None else reloader.reload,
         max_body=int(settings.max_body_mb * 1024 * 1024),
         ui=settings.ui,
     )
@@ -227,6 +262,22 @@ def _delivery(settings: Settings) -> Delivery:
     )
 
 
+def _workers(
+    settings: Settings, registry: HandlerRegistry, pools: Mapping[str, int], post: Callable[[Event], None]
+) -> WorkerPool:
+    """What runs regular tasks: processes here, those of `pools`, and a Ray cluster if wanted. Raises InvalidSetting."""
+    here = ProcessWorkers(registry, max(1, sum(pools.values())), memory_mib=settings.worker_memory_mb)
+    if settings.ray is None:
+        return here
+    from llmsched.runtime.tools.ray_workers import RayWorkers  # an extra, and a second of imports
+
+    def joined(pool: str, slots: int) -> None:
+        post(ExecutorJoined(f"workers-{pool}", pool, slots))
+
+    there = RayWorkers(registry, settings.ray, settings.ray_pools, joined)
+    return RoutedWorkers(here, there, there.pools)
+
+
 def _lengths(settings: Settings) -> Lengths | None:
     """The model of answer lengths that the settings name. Raises InvalidSetting."""
     if settings.ranker is None:
@@ -242,7 +293,7 @@ def _lengths(settings: Settings) -> Lengths | None:
 
 
 class Fleet:
-    """The engines a service begins with: given by URL, or processes it starts itself and that end with it."""
+    """The engines that a service starts itself, as processes that end with it."""
 
     def __init__(self, settings: Settings, service: Service) -> None:
         self._settings = settings
@@ -251,9 +302,6 @@ class Fleet:
 
     def start(self) -> None:
         settings, engines = self._settings, self._service.engines
-        for engine in settings.engines:
-            key = engine.api_key_file.read_text().strip() if engine.api_key_file else settings.engine_api_key or None
-            engines.add(EngineSpec(engine.url, engine.pool, engine.model, engine.slots, key, engine.name))
         for number, model in enumerate(settings.launch, 1):
             port = free_port()
             command = vllm_command(
@@ -353,13 +401,15 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Runs the service until SIGTERM or SIGINT.
+async def serve(settings: Settings, announce: Callable[[str], None], source: Source | None = None) -> None:
+    """Runs the service until SIGTERM or SIGINT; SIGHUP reads the settings of `source` anew.
 
     Raises InvalidSetting or BackendError where it cannot start, BackendError where it could not go on.
     """
     listener = _listener(settings.host, settings.port)
-    context = await build(settings)
+    context = await build(settings, source)
+    if context.reload is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, context.reload)
     config = uvicorn.Config(
         create_app(context),
         host=settings.host,

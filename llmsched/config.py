@@ -24,6 +24,9 @@ from llmsched.errors import InvalidSetting
 from llmsched.policies import DEFAULT_POLICY
 from llmsched.profiler import MAX_JOBS, MIN_JOBS
 from llmsched.runtime.callbacks.signing import Secrets
+from llmsched.runtime.discovery import Wanted
+from llmsched.runtime.engines import EngineSpec
+from llmsched.runtime.tenants import Quota
 from llmsched.runtime.tools.handlers import HttpTool
 
 PREFIX = "LLMSCHED_"
@@ -66,6 +69,14 @@ def _no_tools(text: str) -> Any:
     raise ValueError('it must be a table from name to tool, in the environment JSON like {"name": {"url": "http://…"}}')
 
 
+def _no_resources(text: str) -> Any:
+    raise ValueError('it must be a table from pool to resources, in the environment JSON like {"cpu": {"CPU": 1}}')
+
+
+def _no_quotas(text: str) -> Any:
+    raise ValueError('it must be a table from tenant to quota, in the environment JSON like {"*": {"active_jobs": 9}}')
+
+
 def _tables(value: Any) -> Any:
     """Engines given by their URL alone, as tables."""
     return [{"url": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
@@ -102,6 +113,7 @@ def _headers(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 PoolName = Annotated[str, AfterValidator(_pool_name)]
 Slots = Annotated[int, Field(ge=0, le=10_000)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 #: In the environment: a comma list, or JSON.
 Texts = Annotated[list[str], NoDecode, _json_or(_commas)]
@@ -118,6 +130,25 @@ class EngineSettings(BaseModel):
     slots: int | None = Field(default=None, ge=1, le=100_000)
     name: str | None = None
     api_key_file: Path | None = None
+    #: Whether each address of the URL's name is an engine, looked up again and again.
+    resolve: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_name_to_resolve(self) -> EngineSettings:
+        parts = urlsplit(self.url)
+        if self.resolve and (parts.scheme == "https" or not re.search("[A-Za-z]", parts.hostname or "")):
+            raise ValueError("resolve needs a URL with http and a DNS name; an address or https names one engine")
+        return self
+
+
+class QuotaSettings(BaseModel):
+    """What a tenant may have. active_jobs: at once. jobs_per_s: accepted on average, at most `burst` at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    active_jobs: int | None = Field(default=None, ge=0)
+    jobs_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    burst: int = Field(default=10, ge=1)
 
 
 class ToolSettings(BaseModel):
@@ -175,6 +206,10 @@ class Settings(BaseSettings):
     workers: int = Field(default=4, ge=0, le=10_000)
     #: Slots by pool; in the environment JSON.
     worker_pools: Annotated[dict[PoolName, Slots], NoDecode, _json_or(_no_text)] = {}
+    #: Address of a Ray cluster (`auto`: the one of this machine) that runs `ray_pools`; None: everything runs here.
+    ray: str | None = None
+    #: What one task of a pool takes of a node; in the environment JSON.
+    ray_pools: Annotated[dict[PoolName, dict[str, Amount]], NoDecode, _json_or(_no_resources)] = {"cpu": {"CPU": 1.0}}
     worker_memory_mb: int = Field(default=2048, ge=64)
     handlers: Texts = []
     #: Tools that live elsewhere, by the name templates call them; in the environment JSON.
@@ -185,6 +220,12 @@ class Settings(BaseSettings):
     max_wait: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     #: Shares of tenants, 1 for one that is not named; in the environment JSON. Empty: tenants take no turns.
     tenant_weights: Annotated[dict[str, Weight], NoDecode, _json_or(_no_text)] = {}
+    #: What tenants may have, `*` for those that are not named; in the environment JSON.
+    tenant_quotas: Annotated[dict[str, QuotaSettings], NoDecode, _json_or(_no_quotas)] = {}
+    #: How many times what is believed a job with a deadline may take; then it goes first. 0: deadlines change no order.
+    deadline_margin: float = Field(default=1.5, ge=0, allow_inf_nan=False)
+    #: Of a job that will more likely than not be late: nothing, a warning in the answer, or a refusal.
+    deadline_admission: Literal["off", "warn", "refuse"] = "warn"
 
     tick_ms: float = Field(default=0.0, ge=0, le=10_000)
     max_active_jobs: int = Field(default=10_000, ge=1)
@@ -210,12 +251,17 @@ class Settings(BaseSettings):
     token_timeout: float = Field(default=30.0, gt=0)
     request_timeout: float = Field(default=3600.0, gt=0)
     probe_interval: float = Field(default=2.0, gt=0)
+    #: Seconds between two lookups of engines that are DNS names, and two looks at the files of settings (0: none).
+    discovery_interval: float = Field(default=10.0, gt=0)
+    reload_interval: float = Field(default=2.0, ge=0)
     backoff_first: float = Field(default=0.2, gt=0)
     backoff_most: float = Field(default=30.0, gt=0)
 
     #: `tenant:key` pairs, comma separated, or a file with one per line. Never in the TOML file.
     api_keys: str = Field(default="", repr=False)
     api_keys_file: Path | None = None
+    #: Tenants whose configured keys may administer; None: all of them.
+    admins: Annotated[list[str] | None, NoDecode, _json_or(_commas)] = None
     engine_api_key: str = Field(default="", repr=False)
 
     #: What callbacks are signed with: `whsec_…` or `tenant:whsec_…`, comma separated, or a file with one per line, read
@@ -271,6 +317,28 @@ class Settings(BaseSettings):
     def secrets(self) -> Secrets:
         """What callbacks are signed with. Raises InvalidSetting, which shows no secret."""
         return Secrets(self.callback_secrets, self.callback_secrets_file)
+
+    def wanted_engines(self) -> list[Wanted]:
+        """The engines, with their keys. Raises InvalidSetting."""
+        wanted = []
+        for number, e in enumerate(self.engines):
+            where = f"engines[{number}].api_key_file"
+            key = _read(e.api_key_file, where).strip() if e.api_key_file else self.engine_api_key or None
+            wanted.append(Wanted(EngineSpec(e.url, e.pool, e.model, e.slots, key, e.name), e.resolve))
+        urls = [w.spec.url.rstrip("/") for w in wanted]
+        if twice := [url for url in urls if urls.count(url) > 1]:
+            raise InvalidSetting(f"engines name {twice[0]} twice; leave one out", field="engines")
+        return wanted
+
+    def quotas(self) -> dict[str, Quota]:
+        """What tenants may have."""
+        return {name: Quota(q.active_jobs, q.jobs_per_s, q.burst) for name, q in self.tenant_quotas.items()}
+
+    @property
+    def policy_options(self) -> dict[str, Any]:
+        """What every policy is told."""
+        margin = self.deadline_margin or None
+        return {"max_wait": self.max_wait, "tenants": self.tenant_weights, "deadlines": margin}
 
     def http_tools(self) -> list[HttpTool]:
         """The tools, with what their files say. Raises InvalidSetting, which shows no secret."""
@@ -331,6 +399,7 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
         raise InvalidSetting(f"a setting in the environment cannot be read: {error}") from None
     settings.tenants()
     settings.secrets()
+    settings.wanted_engines()
     return settings
 
 
@@ -345,9 +414,10 @@ def _sentence(error: ValidationError) -> InvalidSetting:
         known = [field.alias or name for name, field in ToolSettings.model_fields.items()]
         return _unknown(f"key of {_place(place)}", str(last), known)
     if first["type"] == "extra_forbidden":
-        if "key" in str(last):
+        if "key" in str(last) and place[0] != "tenant_quotas":
             return InvalidSetting(f"setting {key} is a secret; write it into a file and name that as api_key_file")
-        return _unknown(f"key of {_place(place)}", str(last), EngineSettings.model_fields)
+        table = QuotaSettings if place[0] == "tenant_quotas" else EngineSettings
+        return _unknown(f"key of {_place(place)}", str(last), table.model_fields)
     message = first["msg"].removeprefix("Value error, ")
     shows = last in ToolSettings.model_fields and last != "headers" and not re.search("[@?]", str(first["input"]))
     if place[:1] == ["tools"] and not shows:

@@ -34,6 +34,7 @@ def table(document: Mapping[str, Any], *, load: float | None = None, machines: s
     some_failed = any(run["failed"] for run in runs)
     shares = [key for key in _SHARES if any(key in entry for entry in entries)]
     knows_slowdowns = any(run.get("jain") is not None for run in runs)
+    has_deadlines = any("deadlines" in run for run in runs)
     title = f"Job completion time in {unit_of(document)}" + (f": {machines}" if machines else "")
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="bold")
     shown.add_column("policy", no_wrap=True)
@@ -46,6 +47,7 @@ def table(document: Mapping[str, Any], *, load: float | None = None, machines: s
         "P95",
         "P99",
         *(["slowdown\nat most", "Jain"] if knows_slowdowns else []),
+        *(["on\ntime", "mean\nlate"] if has_deadlines else []),
         "LLM\nbusy",
         *([f"mean against\n{first}"] if len(entries) > 1 else []),
         *(_SHARES[key] for key in shares),
@@ -64,6 +66,10 @@ def table(document: Mapping[str, Any], *, load: float | None = None, machines: s
         ]
         if knows_slowdowns:
             cells += [_number(_mean(r["max_slowdown"] for r in own), 0), _number(_mean(r["jain"] for r in own))]
+        if has_deadlines:
+            on_time = _mean(r["deadlines"]["on_time"] for r in own)
+            cells.append("–" if on_time is None else f"{on_time:.1%}")
+            cells.append(_number(_mean(r["deadlines"]["mean_lateness"] for r in own)))
         cells.append("{:.0%}".format(_mean(r["utilisation"].get("llm") for r in own) or 0.0))
         if len(entries) > 1:
             versus = entry["vs"].get(first)

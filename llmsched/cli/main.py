@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmsched import __version__
-from llmsched.cli import apps, calibrate, client, demo, fit, local, replay, run, serve, simulate, train, whatif
+from llmsched.cli import apps, calibrate, client, demo, fit, keys, local, replay, run, serve, simulate, train, whatif
 from llmsched.cli.console import complain
 from llmsched.errors import InvalidInput, LlmschedError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     add_completion=False,
 )
-for part in (serve, client, apps, local, run, replay, simulate, whatif, demo, fit, calibrate, train):
+for part in (serve, client, apps, keys, local, run, replay, simulate, whatif, demo, fit, calibrate, train):
     part.register(app)
 
 

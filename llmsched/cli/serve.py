@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from llmsched import config, logs
+from llmsched import logs
 from llmsched.cli.console import errors
 from llmsched.policies import DEFAULT_POLICY
+from llmsched.reload import Source
 
 
 def register(app: typer.Typer) -> None:
@@ -73,34 +74,35 @@ def serve(
 
     Every flag is also a key of the TOML file and an environment variable LLMSCHED_…; flags win, then the environment.
     """
-    settings = config.load(
-        config_file or _file_from_environment(),
-        host=host,
-        port=port,
-        engines=engine or None,
-        launch=launch or None,
-        emulate=emulate,
-        speed=speed,
-        latency=latency,
-        script=script,
-        max_batch=max_batch,
-        policy=policy,
-        max_wait=max_wait,
-        profiles=profiles,
-        ranker=ranker,
-        handlers=handlers or None,
-        workers=workers,
-        store=store,
-        ui=ui,
-        log_format=log_format,
-        log_level=log_level,
-    )
+    flags = {
+        "host": host,
+        "port": port,
+        "engines": engine or None,
+        "launch": launch or None,
+        "emulate": emulate,
+        "speed": speed,
+        "latency": latency,
+        "script": script,
+        "max_batch": max_batch,
+        "policy": policy,
+        "max_wait": max_wait,
+        "profiles": profiles,
+        "ranker": ranker,
+        "handlers": handlers or None,
+        "workers": workers,
+        "store": store,
+        "ui": ui,
+        "log_format": log_format,
+        "log_level": log_level,
+    }
+    source = Source(config_file or _file_from_environment(), flags)
+    settings = source.load()
     logs.configure(settings.log_level, settings.log_format, access=settings.access_log)
     from llmsched import bootstrap  # half a second of imports that other commands do not need
 
     run(
         bootstrap.serve(
-            settings, lambda url: errors.print(f"llmsched listens on {url}", highlight=False, soft_wrap=True)
+            settings, lambda url: errors.print(f"llmsched listens on {url}", highlight=False, soft_wrap=True), source
         )
     )
 

@@ -22,6 +22,7 @@ from llmsched.profiler.lengths import Lengths, default_lengths
 from llmsched.runtime.emulator.settings import read_latency_curve
 from llmsched.simulator.experiment import (
     Comparison,
+    Deadlines,
     Sizing,
     Source,
     Work,
@@ -103,6 +104,13 @@ def simulate(
         float,
         typer.Option(help="Seconds that a call holds its slot beyond what its engine needs: your service's part."),
     ] = 0.0,
+    deadlines: Annotated[
+        str | None,
+        typer.Option(
+            help="FACTOR or FACTOR:SHARE: a share of the jobs should be over in so many times what jobs of their "
+            "application take alone. Policies heed it with the option deadlines, as in fcfs:deadlines=1.5."
+        ),
+    ] = None,
     parallel: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default as many as there are processors.")
     ] = None,
@@ -169,6 +177,7 @@ def simulate(
         shared_prefixes=shared_prefixes,
         overhead=overhead,
         gantt=_GANTT if plot is not None else 0,
+        deadlines=None if deadlines is None else Deadlines.parse(deadlines),
     )
     comparison.check()
     for sizing in sizings:
@@ -199,6 +208,7 @@ def simulate(
         "losses": losses,
         "shared_prefixes": shared_prefixes,
         "overhead": overhead,
+        "deadlines": deadlines,
         "intervals_over": "seeds" if seeds > 1 else "jobs",
         "version": __version__,
     }

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmsched import __version__
 from llmsched.errors import BackendError
-from llmsched.gateway import jobs, management, openai, operation, problems, ui
+from llmsched.gateway import jobs, management, openai, operation, problems, tenants, ui
 from llmsched.gateway.context import Context
 from llmsched.gateway.edge import Edge
 from llmsched.gateway.openai import OpenAI
@@ -89,6 +89,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(management.router)
     app.include_router(operation.router)
+    app.include_router(tenants.router)
     _operations(app, context)
     if context.ui:
         ui.install(app)

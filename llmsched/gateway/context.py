@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
+from starlette.exceptions import HTTPException
 
-from llmsched.gateway.auth import Keys
+from llmsched.gateway.auth import Caller, Keys
 from llmsched.gateway.metrics import Metrics
 from llmsched.gateway.operation_schemas import WhatIfForm
 from llmsched.runtime.callbacks.delivery import Callbacks
@@ -35,6 +36,8 @@ class Context:
     keys: Keys = field(default_factory=Keys)
     start: Callable[[], Coroutine[Any, Any, None]] | None = None
     stop: Callable[[], Coroutine[Any, Any, None]] | None = None
+    #: Reads the settings anew; whether they hold now. None: they come from nowhere.
+    reload: Callable[[], bool] | None = None
     #: Largest request body in bytes.
     max_body: int = 8 * 1024 * 1024
     #: Whether there is a page at /ui.
@@ -47,6 +50,20 @@ async def context_of(request: Request) -> Context:
     return context
 
 
-async def tenant_of(request: Request) -> str:
-    """The tenant behind the request. Raises 401 where keys are required and none fits."""
+async def caller_of(request: Request) -> Caller:
+    """Who is behind the request. Raises 401 where keys are required and none fits."""
     return await (await context_of(request)).keys(request)
+
+
+async def tenant_of(request: Request) -> str:
+    """The tenant behind the request. Raises what `caller_of` raises."""
+    return (await caller_of(request)).tenant
+
+
+async def admin(request: Request) -> None:
+    """Raises 403 for a key that may not administer, and what `caller_of` raises."""
+    if not (await caller_of(request)).is_admin:
+        raise HTTPException(
+            403,
+            "this key may not change the service; ask with one that may: llmsched keys add TENANT --admin makes it",
+        )

@@ -16,6 +16,7 @@ from llmsched.gateway.body import JsonRoute
 from llmsched.gateway.context import Context, context_of, tenant_of
 from llmsched.gateway.problems import BODY, NotFound, responses, status_of
 from llmsched.gateway.schemas import (
+    AcceptedJob,
     BatchForm,
     BatchItem,
     BatchView,
@@ -27,7 +28,7 @@ from llmsched.gateway.schemas import (
     JobView,
 )
 from llmsched.gateway.stream import all_stream, job_stream
-from llmsched.gateway.views import callback, read_cursor, stages, summary, write_cursor
+from llmsched.gateway.views import callback, forecast, read_cursor, stages, summary, write_cursor
 from llmsched.model.job import JobStatus
 from llmsched.model.records import JobRecord
 from llmsched.runtime.submission import NewJob, digest_of
@@ -89,13 +90,14 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 @router.post("/jobs", status_code=202, responses=responses(*BODY, 409, 429))
 async def submit(
     form: JobForm, response: Response, here: Here, tenant: Tenant, trace: Trace, key: IdempotencyKey = None
-) -> JobSummary:
+) -> AcceptedJob:
     """Accept a job. The answer comes when the job is durable: from then on it is never lost."""
     record, is_new = await here.service.submit(_new_job(here, form, tenant, key, trace))
     response.headers["Location"] = f"/v1/jobs/{record.id}"
     if not is_new:
         response.headers["Idempotent-Replay"] = "true"
-    return summary(record)
+    said = forecast(here.service.forecast(record.id))
+    return AcceptedJob(**summary(record).model_dump(), forecast=said)
 
 
 @router.post("/jobs:batch", status_code=202, responses=responses(*BODY))
@@ -112,7 +114,7 @@ async def submit_batch(
             record, _ = await here.service.submit(_new_job(here, job, tenant, key and f"{key}/{number}", trace))
         except (InvalidInput, Overloaded, BackendError) as error:
             return BatchItem(status=status_of(error), detail=str(error), field=getattr(error, "field", None))
-        return BatchItem(status=202, id=record.id)
+        return BatchItem(status=202, id=record.id, forecast=forecast(here.service.forecast(record.id)))
 
     return BatchView(items=await asyncio.gather(*(accept(job, number) for number, job in enumerate(form.jobs))))
 
@@ -204,10 +206,6 @@ def _new_job(here: Context, form: JobForm, tenant: str, key: str | None, trace: 
         raise InvalidInput("a job has either an input or a recording, not both; leave one out", field="recording")
     if not has_input and form.recording is None:
         raise InvalidInput("a job needs an input or a recording; both are missing", field="input")
-    if form.deadline_s is not None:
-        raise InvalidInput(
-            "deadline_s is not supported by this version; leave it out, or use class: interactive", field="deadline_s"
-        )
     if form.callback_url is not None:
         here.callbacks.check(form.callback_url, tenant)
     body = form.model_dump(by_alias=True, exclude_unset=True, mode="json") if key is not None else None
@@ -222,4 +220,5 @@ def _new_job(here: Context, form: JobForm, tenant: str, key: str | None, trace: 
         request_digest=None if body is None else digest_of(body),
         callback_url=form.callback_url,
         trace=trace,
+        deadline_s=form.deadline_s,
     )

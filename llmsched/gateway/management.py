@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Depends, Query, Response
 
 from llmsched.errors import InvalidInput, InvalidSetting, UnknownName
 from llmsched.gateway.body import JsonRoute
-from llmsched.gateway.context import Context, context_of, tenant_of
+from llmsched.gateway.context import Context, admin, context_of, tenant_of
 from llmsched.gateway.problems import BODY, NotFound, responses
 from llmsched.gateway.schemas import (
     EXAMPLE_APPLICATION,
@@ -40,6 +40,8 @@ router = APIRouter(
 
 Here = Annotated[Context, Depends(context_of)]
 Tenant = Annotated[str, Depends(tenant_of)]
+#: Of routes that change the service.
+ADMIN = [Depends(admin)]
 
 # ---------------------------------------------------------------------------------------------- applications
 
@@ -56,7 +58,7 @@ async def application(name: str, here: Here) -> ApplicationView:
     return _application(here, _known(here, name))
 
 
-@router.put("/applications/{name}", responses=responses(*BODY), tags=["applications"])
+@router.put("/applications/{name}", responses=responses(*BODY, 403), dependencies=ADMIN, tags=["applications"])
 async def put_application(
     name: str, definition: Annotated[dict[str, Any], Body(examples=[EXAMPLE_APPLICATION])], here: Here
 ) -> ApplicationView:
@@ -69,7 +71,9 @@ async def put_application(
     return _application(here, await here.service.applications.put(candidate))
 
 
-@router.delete("/applications/{name}", status_code=204, responses=responses(404), tags=["applications"])
+@router.delete(
+    "/applications/{name}", status_code=204, responses=responses(404, 403), dependencies=ADMIN, tags=["applications"]
+)
 async def delete_application(name: str, here: Here) -> Response:
     """Take no new jobs of it; running ones finish."""
     await here.service.applications.delete(_known(here, name).name)
@@ -138,7 +142,7 @@ async def engines(here: Here) -> EnginePage:
     return EnginePage(items=[_engine(here, e) for e in here.service.engines])
 
 
-@router.post("/engines", status_code=201, responses=responses(*BODY, 409), tags=["engines"])
+@router.post("/engines", status_code=201, responses=responses(*BODY, 409, 403), dependencies=ADMIN, tags=["engines"])
 async def add_engine(form: EngineForm, here: Here) -> EngineView:
     """Add a running vLLM server. It takes work as soon as it answers its health check."""
     spec = EngineSpec(form.url, form.pool, form.model, form.slots, form.api_key)
@@ -148,14 +152,14 @@ async def add_engine(form: EngineForm, here: Here) -> EngineView:
         raise InvalidInput(str(error), field="url") from None
 
 
-@router.delete("/engines/{id}", status_code=204, responses=responses(404), tags=["engines"])
+@router.delete("/engines/{id}", status_code=204, responses=responses(404, 403), dependencies=ADMIN, tags=["engines"])
 async def remove_engine(id: str, here: Here) -> Response:
     """Forget an engine at once; its tasks are repeated elsewhere. Drain it first to let them finish."""
     await here.service.engines.remove(_engine_of(here, id).id)
     return Response(status_code=204)
 
 
-@router.post("/engines/{id}/drain", responses=responses(404), tags=["engines"])
+@router.post("/engines/{id}/drain", responses=responses(404, 403), dependencies=ADMIN, tags=["engines"])
 async def drain_engine(id: str, here: Here) -> EngineView:
     """Give an engine no new work; what runs there finishes."""
     engine = _engine_of(here, id)
@@ -163,7 +167,7 @@ async def drain_engine(id: str, here: Here) -> EngineView:
     return _engine(here, engine)
 
 
-@router.post("/engines/{id}/resume", responses=responses(404), tags=["engines"])
+@router.post("/engines/{id}/resume", responses=responses(404, 403), dependencies=ADMIN, tags=["engines"])
 async def resume_engine(id: str, here: Here) -> EngineView:
     """Give a drained engine work again."""
     engine = _engine_of(here, id)
@@ -209,7 +213,7 @@ async def policies(here: Here) -> PolicyPage:
     )
 
 
-@router.put("/policies/active", responses=responses(*BODY), tags=["policies"])
+@router.put("/policies/active", responses=responses(*BODY, 403), dependencies=ADMIN, tags=["policies"])
 async def use_policy(form: PolicyForm, here: Here) -> PolicyView:
     """Order everything that waits by another policy from now on. It lasts until the service restarts."""
     if form.name not in POLICIES:

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from llmsched.model.records import Usage
+
 if TYPE_CHECKING:
     from llmsched.runtime.callbacks.delivery import Callbacks
     from llmsched.runtime.service import Service
@@ -26,6 +28,11 @@ QUEUE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, *LONG)
 DECISION = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 #: 1 millisecond, which is what timers can tell, to a second.
 LAG = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
+
+
+#: Tenants with series of their own, and the name of all others.
+MOST_TENANTS = 100
+OTHER = "other"
 
 
 class Metrics:
@@ -101,7 +108,20 @@ class Metrics:
         )
         for state in ("delivered", "given_up"):  # zeros are said: an alert on an increase needs the value before
             self._callbacks_ended.labels(state)
-        self._gauges = _Gauges(service)
+        self._tenants = _Names(MOST_TENANTS)
+        self._tenant_jobs = Counter(
+            "llmsched_tenant_jobs", "Jobs of a tenant, by what became of them.", ["tenant", "event"], registry=r
+        )
+        self._tenant_tokens = Counter(
+            "llmsched_tenant_tokens", "Tokens of a tenant's committed stages.", ["tenant", "kind"], registry=r
+        )
+        self._tenant_seconds = Counter(
+            "llmsched_tenant_seconds", "Seconds of a tenant's committed stages.", ["tenant", "kind"], registry=r
+        )
+        self._over_quota = Counter(
+            "llmsched_over_quota", "Jobs refused because of a tenant's quota.", ["tenant", "quota"], registry=r
+        )
+        self._gauges = _Gauges(service, self._tenants)
         r.register(self._gauges)
 
     def watch(self, service: Service, callbacks: Callbacks | None = None, *, max_wait: float | None = None) -> None:
@@ -146,6 +166,23 @@ class Metrics:
     def task_sliced(self, pool: str) -> None:
         self._slices.labels(pool).inc()
 
+    def used(self, usage: Usage) -> None:
+        tenant = self._tenants.label(usage.tenant)
+        events = {"submitted": usage.jobs, "completed": usage.completed}
+        events |= {"failed": usage.failed, "cancelled": usage.cancelled}
+        for event, count in events.items():
+            if count:
+                self._tenant_jobs.labels(tenant, event).inc(count)
+        if usage.llm_seconds or usage.output_tokens or usage.prompt_tokens:
+            self._tenant_tokens.labels(tenant, "prompt").inc(usage.prompt_tokens)
+            self._tenant_tokens.labels(tenant, "output").inc(usage.output_tokens)
+            self._tenant_seconds.labels(tenant, "llm").inc(usage.llm_seconds)
+        if usage.regular_seconds:
+            self._tenant_seconds.labels(tenant, "regular").inc(usage.regular_seconds)
+
+    def over_quota(self, tenant: str, quota: str) -> None:
+        self._over_quota.labels(self._tenants.label(tenant), quota).inc()
+
     def explored(self) -> None:
         self._explorations.inc()
 
@@ -169,11 +206,30 @@ class Metrics:
         self._lag.observe(seconds)
 
 
+class _Names:
+    """Labels for names that somebody else makes up: the first `most` keep theirs, all later ones share `other`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: dict[str, None] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def label(self, name: str) -> str:
+        if name not in self._known:
+            if len(self._known) >= self._most:
+                return OTHER
+            self._known[name] = None
+        return name
+
+
 class _Gauges(Collector):
-    def __init__(self, service: Service | None) -> None:
+    def __init__(self, service: Service | None, tenants: _Names) -> None:
         self.service = service
         self.callbacks: Callbacks | None = None
         self.max_wait: float | None = None
+        self._tenants = tenants
 
     def describe(self) -> Iterable[Metric]:
         return self.collect()
@@ -206,7 +262,17 @@ class _Gauges(Collector):
         owed = GaugeMetricFamily("llmsched_callbacks_owed", "Callbacks that are neither delivered nor given up.")
         if self.callbacks is not None:
             owed.add_metric([], self.callbacks.owed)
+        of_tenants = GaugeMetricFamily(
+            "llmsched_tenant_active_jobs", "Jobs of a tenant that are not finished.", labels=["tenant"]
+        )
         if self.service is not None:
+            by_label: dict[str, int] = dict.fromkeys(self._tenants, 0)
+            for tenant, count in self.service.active_by_tenant.items():
+                if tenant:
+                    label = self._tenants.label(tenant)
+                    by_label[label] = by_label.get(label, 0) + count
+            for label, count in by_label.items():
+                of_tenants.add_metric([label], count)
             view = self.service.scheduler.view
             # Zeros are said: a series that vanishes when its last job ends would leave its last value on a graph.
             idle = dict.fromkeys((a.name for a in self.service.applications), 0)
@@ -230,4 +296,4 @@ class _Gauges(Collector):
                 learned.add_metric([name], profile.jobs)
                 age.add_metric([name], max(0.0, now - profile.learned_at))
                 fallback.add_metric([name], float(foresight.has_drifted(name)))
-        yield from (active, ready, running, slots, up, learned, age, fallback, oldest, bound, owed)
+        yield from (active, ready, running, slots, up, learned, age, fallback, oldest, bound, owed, of_tenants)

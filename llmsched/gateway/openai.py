@@ -46,12 +46,12 @@ class OpenAI:
         path = scope["path"]
         try:
             headers = _headers(scope)
-            tenant = self._context.keys.tenant_behind(headers.get("authorization", ""), headers.get("x-api-key", ""))
+            caller = self._context.keys.behind(headers.get("authorization", ""), headers.get("x-api-key", ""))
             expected = "POST" if path in COMPLETIONS else "GET"
             if scope["method"] != expected:
                 raise HTTPException(405, f"{scope['method']} is not possible at {path}; use {expected}")
             if path in COMPLETIONS:
-                await self._complete(self._ask(path, await _body(receive), headers, tenant), receive, send)
+                await self._complete(self._ask(path, await _body(receive), headers, caller.tenant), receive, send)
             else:
                 await _answer(send, 200, self._models(path))
         except HTTPException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -48,6 +49,7 @@ _EXAMPLE_JOB: dict[str, JsonValue] = {
     "submitted_at": 1795237264.56,
     "started_at": 1795237264.57,
     "finished_at": None,
+    "deadline_s": 60.0,
     "metadata": {"customer": "c-17"},
     "recorded": True,
     "off_profile": [],
@@ -106,7 +108,9 @@ class JobForm(Form):
         default=ClassName.STANDARD, alias="class", description="work of an earlier class always goes first"
     )
     metadata: dict[str, Any] = Field(default_factory=dict, description="kept and returned, never read")
-    deadline_s: float | None = Field(default=None, gt=0, description="not supported by this version: leave it out")
+    deadline_s: float | None = Field(
+        default=None, gt=0, le=1e9, description="seconds from now in which it should be over; it counts in the order"
+    )
     callback_url: str | None = Field(
         default=None,
         min_length=1,
@@ -225,6 +229,7 @@ class JobSummary(BaseModel):
     submitted_at: float
     started_at: float | None = None
     finished_at: float | None = None
+    deadline_s: float | None = None
     metadata: dict[str, Any] = {}
     recorded: bool = False
     off_profile: list[str] = Field(
@@ -232,6 +237,36 @@ class JobSummary(BaseModel):
     )
     result: Any = None
     error: str | None = None
+
+
+class Forecast(BaseModel):
+    """When a job with a deadline will probably be over, as believed when it was accepted. due: unix seconds.
+
+    warning: a sentence where it will more likely than not be late.
+    """
+
+    model_config = _example({"due": 1795237324.56, "eta": {"p50": 1795237267.81, "p90": 1795237272.4}, "warning": None})
+
+    due: float
+    eta: Eta
+    warning: str | None = None
+
+
+class AcceptedJob(JobSummary):
+    """A job that was accepted. forecast: null without a deadline, and where deadlines are not looked at (settings)."""
+
+    model_config = _example(
+        {
+            **_EXAMPLE_JOB,
+            "forecast": {
+                "due": 1795237324.56,
+                "eta": {"p50": 1795237267.81, "p90": 1795237272.4},
+                "warning": None,
+            },
+        }
+    )
+
+    forecast: Forecast | None = None
 
 
 class JobView(JobSummary):
@@ -283,12 +318,15 @@ class CallbackMessage(BaseModel):
 class BatchItem(BaseModel):
     """What became of one job of a batch: its id, or why it was refused, in the words the job alone would have got."""
 
-    model_config = _example({"status": 202, "id": "job_01m7y7nf5pk8qby37hnf", "detail": None, "field": None})
+    model_config = _example(
+        {"status": 202, "id": "job_01m7y7nf5pk8qby37hnf", "detail": None, "field": None, "forecast": None}
+    )
 
     status: int
     id: str | None = None
     detail: str | None = None
     field: str | None = None
+    forecast: Forecast | None = None
 
 
 class BatchView(BaseModel):
@@ -481,6 +519,93 @@ class DecisionPage(BaseModel):
 
     items: list[DecisionView]
     next_cursor: str | None = None
+
+
+class QuotaView(BaseModel):
+    """What a tenant may have; null: as it likes. active_jobs: at once. burst: accepted at once after a pause."""
+
+    model_config = _example({"active_jobs": 100, "jobs_per_s": 5.0, "burst": 20})
+
+    active_jobs: int | None
+    jobs_per_s: float | None
+    burst: int
+
+
+class TenantView(BaseModel):
+    """A tenant. weight: of its turns, where tenants take turns. quota: null if it has none."""
+
+    model_config = _example(
+        {
+            "name": "research",
+            "weight": 2.0,
+            "quota": {"active_jobs": 100, "jobs_per_s": 5.0, "burst": 20},
+            "active_jobs": 12,
+        }
+    )
+
+    name: str
+    weight: float
+    quota: QuotaView | None = None
+    active_jobs: int
+
+
+class TenantPage(BaseModel):
+    items: list[TenantView]
+    next_cursor: str | None = None
+
+
+class _Used(BaseModel):
+    jobs: int
+    completed: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int
+    output_tokens: int
+    llm_seconds: float
+    regular_seconds: float
+
+
+_EXAMPLE_USED: dict[str, JsonValue] = {
+    "jobs": 120,
+    "completed": 117,
+    "failed": 1,
+    "cancelled": 0,
+    "prompt_tokens": 182340,
+    "output_tokens": 61210,
+    "llm_seconds": 1480.2,
+    "regular_seconds": 37.5,
+}
+
+
+class UsageDay(_Used):
+    """What was used on one day (UTC)."""
+
+    model_config = _example({"date": "2026-11-27", **_EXAMPLE_USED})
+
+    date: date
+
+
+class UsageView(_Used):
+    """What a tenant used from one day to another (UTC). jobs: submitted; the other counts: ended in this way.
+
+    Tokens and seconds are those of committed stages: attempts that failed or were repeated do not count. Seconds are
+    those that calls and handlers took, side by side or not.
+    """
+
+    model_config = _example(
+        {
+            "tenant": "research",
+            "since": "2026-10-29",
+            "until": "2026-11-28",
+            **_EXAMPLE_USED,
+            "days": [{"date": "2026-11-27", **_EXAMPLE_USED}],
+        }
+    )
+
+    tenant: str
+    since: date
+    until: date
+    days: list[UsageDay]
 
 
 class Status(BaseModel):

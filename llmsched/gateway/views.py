@@ -12,11 +12,21 @@ from typing import Any, Literal
 import orjson
 from starlette.exceptions import HTTPException
 
-from llmsched.gateway.schemas import CallbackMessage, CallbackView, ClassName, JobSummary, ProfileView, StageView
+from llmsched.gateway.schemas import (
+    CallbackMessage,
+    CallbackView,
+    ClassName,
+    Eta,
+    Forecast,
+    JobSummary,
+    ProfileView,
+    StageView,
+)
 from llmsched.model.application import Application
 from llmsched.model.kinds import StageKind
 from llmsched.model.records import JobRecord, StageRecord
 from llmsched.profiler import Profile
+from llmsched.runtime import deadlines
 from llmsched.runtime.callbacks.delivery import event_id
 from llmsched.store.store import Store
 
@@ -32,6 +42,7 @@ def summary(record: JobRecord) -> JobSummary:
         submitted_at=record.submitted_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
+        deadline_s=record.deadline_s,
         metadata=dict(record.metadata),
         recorded=record.has_recording,
         off_profile=list(record.off_profile),
@@ -68,6 +79,11 @@ async def callback(store: Store, record: JobRecord) -> CallbackView | None:
         return view
     told = {"state": stored.state, "attempts": stored.attempts, "ended_at": stored.ended_at, "error": stored.error}
     return view.model_copy(update=told | {"next_at": None if stored.is_over else stored.due_at})
+
+
+def forecast(said: deadlines.Forecast | None) -> Forecast | None:
+    """What was said of a job's deadline."""
+    return None if said is None else Forecast(due=said.due, eta=Eta(**said.eta.to_json()), warning=said.warning)
 
 
 def stages(

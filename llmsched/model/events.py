@@ -92,7 +92,8 @@ class Reveal(NamedTuple):
 class JobSubmitted:
     """number: submission order, unique. arrived_at: may lie before the batch (restored jobs).
 
-    features: what is known of its input, such as its size (`llmsched.model.recording.FEATURES`).
+    features: what is known of its input, such as its size (`llmsched.model.recording.FEATURES`). due: when it should be
+    over; None: it has no deadline.
     """
 
     job: str
@@ -104,6 +105,7 @@ class JobSubmitted:
     job_class: JobClass = JobClass.STANDARD
     tenant: str = ""
     features: Mapping[str, str | int] = field(default_factory=dict, hash=False)
+    due: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,7 @@ class Job:
     __slots__ = (
         "application",
         "arrived_at",
+        "due",
         "features",
         "id",
         "job_class",
@@ -230,6 +231,7 @@ class Job:
         job_class: JobClass = JobClass.STANDARD,
         tenant: str = "",
         features: Mapping[str, str | int] | None = None,
+        due: float | None = None,
     ) -> None:
         self.id = id
         #: Submission order.
@@ -240,6 +242,8 @@ class Job:
         self.tenant = tenant
         #: What was known of its input at submission.
         self.features: Mapping[str, str | int] = features or {}
+        #: When it should be over; None: it has no deadline.
+        self.due = due
         self.status = JobStatus.QUEUED
         self.stages: dict[str, Stage] = {}
         for spec in application.stages:

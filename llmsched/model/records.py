@@ -144,6 +144,42 @@ class ApplicationRecord:
     created_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """An API key that was given out. digest: SHA-256 of the whole key, in hexadecimal; the key itself is not kept."""
+
+    id: str
+    tenant: str
+    digest: str
+    is_admin: bool
+    created_at: float
+    revoked_at: float | None = None
+    note: str = ""
+
+
+class Usage(NamedTuple):
+    """What a tenant used on one day (days since the unix epoch, UTC): of committed stages and of jobs that ended.
+
+    jobs: submitted. seconds: of attempts that were not in vain, on engines (llm) and workers (regular).
+    """
+
+    tenant: str
+    day: int
+    jobs: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    llm_seconds: float = 0.0
+    regular_seconds: float = 0.0
+
+    def plus(self, other: Usage) -> Usage:
+        """Both together, under this one's tenant and day."""
+        sums: list[Any] = [a + b for a, b in zip(self[2:], other[2:], strict=True)]
+        return Usage(self.tenant, self.day, *sums)
+
+
 class StoredJob(NamedTuple):
     """A job with all that was stored of it. recording: the JSON it was submitted with; stages: by position."""
 
@@ -155,7 +191,8 @@ class StoredJob(NamedTuple):
 @dataclass(slots=True)
 class Writes:
     """What one transaction writes, in this order. jobs: new ones, each with the JSON of its recording or None.
-    callbacks: new, or instead of what was known of them.
+    callbacks: new, or instead of what was known of them. usage: what is added to that of the tenants; it comes with at
+    least one event.
 
     >>> a = Writes(events=[EventRecord("j", 1, "queued", 0.0)])
     >>> a.extend(Writes(events=[EventRecord("j", 2, "running", 1.0)]))
@@ -169,6 +206,7 @@ class Writes:
     updates: list[JobUpdate] = field(default_factory=list)
     callbacks: list[CallbackRecord] = field(default_factory=list)
     traces: list[TraceRecord] = field(default_factory=list)
+    usage: list[Usage] = field(default_factory=list)
 
     def extend(self, other: Writes) -> None:
         """Adds everything of `other` behind what is here."""
@@ -178,6 +216,7 @@ class Writes:
         self.updates += other.updates
         self.callbacks += other.callbacks
         self.traces += other.traces
+        self.usage += other.usage
 
     def __add__(self, other: Writes) -> Writes:
         total = Writes()
@@ -187,5 +226,5 @@ class Writes:
 
     def __len__(self) -> int:
         """Rows to write."""
-        told = len(self.events) + len(self.updates) + len(self.callbacks)
+        told = len(self.events) + len(self.updates) + len(self.callbacks) + len(self.usage)
         return len(self.jobs) + len(self.stages) + len(self.traces) + told

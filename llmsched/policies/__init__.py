@@ -13,6 +13,7 @@ from llmsched.policies.attained import Atlas, Las
 from llmsched.policies.base import Policy
 from llmsched.policies.bounded import Bounded
 from llmsched.policies.carbyne import Carbyne
+from llmsched.policies.deadlines import Punctual
 from llmsched.policies.decima import Decima
 from llmsched.policies.estimated import Srpt, SrtfPrior
 from llmsched.policies.fair import Fair
@@ -39,7 +40,7 @@ DEFAULT_POLICY = "llmsched-pool"
 
 
 #: Options that every policy takes.
-COMMON = ("max_wait", "tenants")
+COMMON = ("max_wait", "tenants", "deadlines")
 #: What a policy is handed by whoever makes it, and nobody writes as an option.
 _HANDED = ("knowledge", "truth", "lengths", "network")
 
@@ -132,13 +133,15 @@ def make_policy(
     lengths: Model | None = None,
     max_wait: float | None = None,
     tenants: Mapping[str, float] | str | None = None,
+    deadlines: float | None = None,
     **options: object,
 ) -> Policy:
     """A fresh policy of the registry.
 
     knowledge: what is believed, for policies that ask; truth: what will be, for oracles. lengths: how long
     answers will be (None: by the model that ships). max_wait: seconds after which a job goes first (`Bounded`).
-    tenants: weights for turns between tenants (`Shared`). options: of the policy itself.
+    tenants: weights for turns between tenants (`Shared`). deadlines: the margin of jobs that have one (`Punctual`):
+    within its turn a tenant's urgent jobs go first, not before those of others. options: of the policy itself.
     Raises UnknownName for an unknown policy or option, naming the nearest known one, and InvalidInput for an oracle
     without a truth or an option with a bad value.
     """
@@ -155,6 +158,8 @@ def make_policy(
     given = {"knowledge": knowledge, "truth": truth, "lengths": lengths}
     asked = signature(info.make).parameters
     policy = info.make(**{k: v for k, v in given.items() if k in asked and v is not None}, **options)
+    if deadlines is not None:
+        policy = Punctual(policy, deadlines, knowledge)
     if tenants:
         policy = Shared(policy, tenants)
     return policy if max_wait is None else Bounded(policy, max_wait)

@@ -15,11 +15,20 @@ from llmsched.model.job import Job, Stage, TaskState
 from llmsched.policies.base import Change, JobLeft, KeyPolicy, TaskEnded, View
 from llmsched.profiler import Knowledge, Outlook, Remaining
 from llmsched.profiler.done import FLOOR, work_done
+from llmsched.profiler.history import Curves
 
 Scope = Literal["pool", "total"]
 
 #: Jobs that one decision sorts in again after a profile was learned anew: some milliseconds.
 _RESORTED = 50
+
+
+def full_batch(curves: Curves, pool: str, view: View) -> float:
+    """l(b) / l(1) of a full batch of the pool's largest engine."""
+    slots = max((e.slots for e in view.in_pool(pool)), default=1)
+    curve = curves[pool]
+    alone = curve.decode(1)
+    return curve.decode(max(1, slots)) / alone if alone else 1.0
 
 
 def checked_scope(scope: Scope) -> Scope:

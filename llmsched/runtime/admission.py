@@ -25,6 +25,7 @@ from llmsched.runtime.ports import Memory
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.scripts.observed import is_observed
 from llmsched.runtime.submission import NewJob, features_of, new_job_id, read_recording, script_of
+from llmsched.runtime.tenants import usage_of
 from llmsched.runtime.tracing.context import TraceContext
 
 
@@ -152,7 +153,7 @@ def accept(
         input=new.input,
         has_recording=recording is not None,
         metadata=dict(new.metadata),
-        deadline_s=None,
+        deadline_s=new.deadline_s,
         callback_url=new.callback_url,
         idempotency_key=new.idempotency_key,
         request_digest=new.request_digest,
@@ -170,6 +171,7 @@ def accept(
     rows, events = run.unfold(unfolded, at)
     writes.stages.extend(rows)
     writes.events.extend(events)
+    writes.usage = usage_of(writes, record.tenant, at)
     return Accepted(run, run.submitted(unfolded), writes)
 
 

@@ -137,7 +137,9 @@ class Attempts:
                 ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0, reached
             )
         except WorkerError as error:
-            event = TaskFailed(ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0)
+            event = TaskFailed(
+                ref, number, f"{error.reason}: {error}", error.retryable, error.retry_after or 0.0, error.reached
+            )
         except BadReply as error:
             event = TaskFailed(ref, number, f"bad_output: {error}", error.can_repair)
         except Exception as error:  # a bug of ours, or of a dependency: the job must hear of it, the service goes on
@@ -212,7 +214,7 @@ class Attempts:
         except InvalidInput as error:
             raise WorkerError(str(error), reason="template", retryable=False) from None
         if isinstance(work, float):
-            await self._workers.hold(work / self._speed)
+            await self._workers.hold(work / self._speed, pool=run.stages[ref.stage].spec.pool)
             # At another speed what it took here is no reference work, which history and estimators are about.
             return TaskResult(self._clock.now() - began if self._speed == 1.0 else work), None
         spec = run.stages[ref.stage].spec
@@ -220,6 +222,7 @@ class Attempts:
         task = replace(
             work,
             timeout=spec.timeout or self._task_timeout,
+            pool=spec.pool,
             context=TaskContext(ref.job, ref.stage, ref.index, command.attempt, key),
         )
         output = await self._workers.run(task)

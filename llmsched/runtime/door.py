@@ -89,7 +89,7 @@ class House(Protocol):
 
     def check_open(self) -> None: ...
 
-    def check_room(self) -> None: ...
+    def check_room(self, tenant: str) -> None: ...
 
     def describes(self) -> bool: ...
 
@@ -145,7 +145,7 @@ class Door:
         call = Call(ask.path, ask.raw, ask.fields, pool, model, client, now, ask.trace, waits_since=now)
         call.is_grouped = ask.group is not None
         if observed is None:
-            house.check_room()
+            house.check_room(ask.tenant)
             observed = self._begin(ask, application, call)
         else:
             call.job = observed.run.record.id

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
 
@@ -151,6 +151,11 @@ class Engine:
     def drain(self, draining: bool) -> None:
         """Takes no new work (or takes it again); what runs finishes."""
         self.draining = draining
+        self._settle()
+
+    def resize(self, slots: int | None) -> None:
+        """Offers so many slots from now on; None: as many as the engine itself says."""
+        self.spec = replace(self.spec, slots=slots)
         self._settle()
 
     def _settle(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from llmsched.model.records import Usage
+
 
 class Observer(Protocol):
     """Every method is called from the event loop, right when the thing happened. Durations are seconds."""
@@ -20,6 +22,12 @@ class Observer(Protocol):
 
     def task_sliced(self, pool: str) -> None:
         """An attempt ended at its cap of tokens, and its task queues again."""
+
+    def used(self, usage: Usage) -> None:
+        """A tenant used something, which is about to be committed."""
+
+    def over_quota(self, tenant: str, quota: str) -> None:
+        """A job was refused because its tenant asks for more than this quota."""
 
     def decided(self, seconds: float) -> None: ...
 
@@ -52,6 +60,12 @@ class Silent:
         pass
 
     def decided(self, seconds: float) -> None:
+        pass
+
+    def used(self, usage: Usage) -> None:
+        pass
+
+    def over_quota(self, tenant: str, quota: str) -> None:
         pass
 
     def explored(self) -> None:
@@ -90,6 +104,14 @@ class Several:
     def task_sliced(self, pool: str) -> None:
         for observer in self._observers:
             observer.task_sliced(pool)
+
+    def used(self, usage: Usage) -> None:
+        for observer in self._observers:
+            observer.used(usage)
+
+    def over_quota(self, tenant: str, quota: str) -> None:
+        for observer in self._observers:
+            observer.over_quota(tenant, quota)
 
     def decided(self, seconds: float) -> None:
         for observer in self._observers:

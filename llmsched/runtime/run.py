@@ -13,6 +13,7 @@ from llmsched.model.kinds import StageKind
 from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecord, Writes
 from llmsched.model.spec import StageSpec
 from llmsched.model.unfolding import Unfolded
+from llmsched.runtime.deadlines import Forecast
 from llmsched.runtime.scripts.script import Script
 from llmsched.runtime.tracing.context import TraceContext
 
@@ -57,6 +58,7 @@ class JobRun:
         "application",
         "ended_at",
         "features",
+        "forecast",
         "pads",
         "position",
         "record",
@@ -95,6 +97,8 @@ class JobRun:
         self.unwritten: Writes | None = None
         #: Where its trace goes on, if its client said so.
         self.trace: TraceContext | None = None
+        #: What was said of its deadline when it was accepted.
+        self.forecast: Forecast | None = None
         #: What of `script.off_profile` is written.
         self._off_profile = script.off_profile
 
@@ -214,6 +218,7 @@ class JobRun:
             record.job_class,
             record.tenant,
             self.features,
+            None if record.deadline_s is None else record.submitted_at + record.deadline_s,
         )
 
     def restore(self, rows: Iterable[StageRecord]) -> Iterable[StageExpanded]:

@@ -67,6 +67,7 @@ from llmsched.runtime.applications import Applications
 from llmsched.runtime.attempts import Attempt, Attempts
 from llmsched.runtime.callbacks.delivery import owed
 from llmsched.runtime.clock import Clock
+from llmsched.runtime.deadlines import Admission, Deadlines, Forecast
 from llmsched.runtime.door import STOPPING, Door
 from llmsched.runtime.engines import Engines
 from llmsched.runtime.hub import Hub
@@ -77,6 +78,7 @@ from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.scripts.observed import ObservedScript
 from llmsched.runtime.submission import Limits, NewJob
+from llmsched.runtime.tenants import OverQuota, Owners, Quotas, usage_of
 from llmsched.runtime.timeline import Timeline
 from llmsched.runtime.tools.handlers import HandlerRegistry
 from llmsched.runtime.tools.workers import WorkerPool
@@ -99,7 +101,8 @@ class Service:
 
     speed: recorded regular tasks hold a worker for their seconds divided by it (emulated engines run as much faster).
     policy_options: what every policy is told besides its name, `max_wait` and `tenants` for example. lengths: the model
-    of policies that go by predicted lengths; None: the one that ships.
+    of policies that go by predicted lengths; None: the one that ships. deadlines: what becomes of jobs that will
+    probably be late.
     """
 
     def __init__(
@@ -124,6 +127,8 @@ class Service:
         policy_options: Mapping[str, Any] | None = None,
         lengths: Model | None = None,
         tracing: Tracing | None = None,
+        quotas: Quotas | None = None,
+        deadlines: Admission = "off",
     ) -> None:
         self.policy_name = policy
         self._lengths = lengths
@@ -136,6 +141,8 @@ class Service:
         self.applications = applications
         self.hub = hub or Hub()
         self.limits = limits or Limits()
+        self.quotas = quotas or Quotas()
+        self.deadlines = Deadlines(self.foresight, deadlines)
         self.clock = clock
         self.started_at = clock.now()
         self.is_ready = False
@@ -159,7 +166,7 @@ class Service:
         #: Jobs that are over, until that is committed.
         self._leaving: dict[str, JobRun] = {}
         #: Tenants of jobs whose last event is not committed yet.
-        self._tenants: dict[str, str] = {}
+        self._tenants = Owners()
         self._attempts = Attempts(
             self.engines,
             workers,
@@ -326,7 +333,7 @@ class Service:
         return await asyncio.shield(asyncio.ensure_future(self._claims.once(new, self._admit)))
 
     async def _admit(self, new: NewJob) -> JobRecord:
-        self.check_room()
+        self.check_room(new.tenant)
         application = self.applications.newest(new.application)
         context = self.engines.longest_context("llm")
         run, submitted, writes = accept(
@@ -337,7 +344,9 @@ class Service:
             clock=self.clock,
             describes=self.describes,
         )
+        run.forecast = self.deadlines.judge(submitted, self.clock.now())
         record = run.record
+        self.quotas.take(record.tenant, record.submitted_at)
         self._number = record.number
         self._submitting += 1
         self._tenants[record.id] = record.tenant
@@ -350,6 +359,8 @@ class Service:
             raise
         finally:
             self._submitting -= 1
+        for used in writes.usage:
+            self._observer.used(used)
         self._runs[record.id] = run
         self._observer.job_submitted(record.application, record.job_class.label)
         self.post(submitted)
@@ -363,6 +374,7 @@ class Service:
     def take_in(self, run: JobRun, reveal: Reveal) -> None:
         """Brings an observed job before the scheduler, of which nothing is written yet."""
         record, unfolded = run.record, Unfolded((reveal,))
+        self.quotas.take(record.tenant, record.submitted_at)
         self._number = record.number
         self._runs[record.id] = run
         self._tenants[record.id] = record.tenant
@@ -384,8 +396,8 @@ class Service:
         if not self._journal.healthy:
             raise BackendError("the database does not answer, so nothing can be accepted; retry soon")
 
-    def check_room(self) -> None:
-        """Raises Overloaded or BackendError where no job can be taken in now."""
+    def check_room(self, tenant: str) -> None:
+        """Raises Overloaded or BackendError where no job of this tenant can be taken in now."""
         self.check_open()
         active = len(self._runs) + self._submitting
         if active >= self.limits.active_jobs:
@@ -395,6 +407,11 @@ class Service:
             )
         if self._journal.pending >= self.limits.pending_writes:
             raise Overloaded("too many writes wait for the database; retry later", retry_after=1.0)
+        try:
+            self.quotas.check(tenant, self._tenants.active[tenant], self.clock.now())
+        except OverQuota as refusal:
+            self._observer.over_quota(tenant, refusal.quota)
+            raise
 
     def committed(self, writes: Writes) -> None:
         """The journal's news that these writes are durable: now others may see them."""
@@ -403,6 +420,19 @@ class Service:
             if update.finished_at is not None:
                 self._tenants.pop(update.id, None)
                 self._leaving.pop(update.id, None)
+
+    @property
+    def active_by_tenant(self) -> Mapping[str, int]:
+        return self._tenants.active
+
+    @property
+    def tenant_weights(self) -> Mapping[str, float]:
+        return self._policy_options.get("tenants") or {}
+
+    def forecast(self, id: str) -> Forecast | None:
+        """What was said of an active job's deadline when it was accepted."""
+        run = self._runs.get(id)
+        return None if run is None else run.forecast
 
     def open_tenant(self, id: str) -> str | None:
         """The tenant of a job whose last event is still to be published; None of every other."""
@@ -452,6 +482,12 @@ class Service:
         self.scheduler.use_policy(self._policy(name))
         self.policy_name = name
         self._schedule_tick()
+
+    def use_weights(self, weights: Mapping[str, float]) -> None:
+        """Tenants take turns by these from the next tick on; not at all by none."""
+        if weights != self.tenant_weights:
+            self._policy_options["tenants"] = dict(weights)
+            self.use_policy(self.policy_name)
 
     def _policy(self, name: str) -> Policy:
         knowledge = self.foresight.knowledge
@@ -579,7 +615,11 @@ class Service:
 
     def _commit(self) -> None:
         # One entry per job: the journal makes them one transaction, and refuses no more than the job at fault.
+        now = self.clock.now()
         for job, writes in self._writes.items():
+            writes.usage = usage_of(writes, self._tenants.get(job, ""), now)
+            for used in writes.usage:
+                self._observer.used(used)
             # Nobody waits either for what is written all at once of an observed job: its client has the answer.
             is_news = not writes.stages and all(update.finished_at is None for update in writes.updates)
             done = self._journal.append(writes, patience=NEWS_PATIENCE if is_news or writes.jobs else 0.0)

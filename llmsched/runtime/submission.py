@@ -50,6 +50,8 @@ class NewJob:
     request_digest: str | None = None
     callback_url: str | None = None
     trace: TraceContext | None = None
+    #: Seconds in which it should be over.
+    deadline_s: float | None = None
 
 
 def read_recording(raw: Any, application: Application, longest_context: int | None) -> Recording:

@@ -218,6 +218,7 @@ class Scheduler:
             event.job_class,
             event.tenant,
             event.features,
+            event.due,
         )
         self._view.jobs[job.id] = job
         self._policy.on(JobArrived(job), self._view)

@@ -327,6 +327,48 @@ def slowdown(curve: LatencyCurve, b: int) -> float:
     return curve.decode(b) / alone if alone else 1.0
 
 
+# ------------------------------------------------------------------------------------------------------- deadlines
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """A share of the jobs, drawn at random, has to be over in `factor` times what jobs of its application take alone.
+
+    That is the mean over the jobs of the run, so that long jobs of an application have as long as short ones.
+    """
+
+    factor: float
+    share: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Deadlines:
+        """`FACTOR` or `FACTOR:SHARE`. Raises InvalidInput.
+
+        >>> Deadlines.parse("3:0.5")
+        Deadlines(factor=3.0, share=0.5)
+        """
+        factor, _, share = text.partition(":")
+        try:
+            found = cls(float(factor), float(share or 1.0))
+        except ValueError:
+            raise InvalidInput(f"deadlines are {text!r}; write FACTOR or FACTOR:SHARE, 3:0.5 for example") from None
+        if not (0 < found.factor <= 1e6 and 0 < found.share <= 1):
+            raise InvalidInput(f"deadlines are {text!r}; the factor must be positive and the share up to 1")
+        return found
+
+    def given_to(self, arrivals: Sequence[Arrival], curve: LatencyCurve, seed: int) -> list[Arrival]:
+        """The same arrivals, those that were drawn with their deadline."""
+        alone: dict[str, list[float]] = {}
+        for arrival in arrivals:
+            alone.setdefault(arrival.recording.application, []).append(arrival.recording.alone_seconds(curve))
+        seconds = {name: self.factor * sum(each) / len(each) for name, each in alone.items()}
+        rng = Random(f"llmsched/{seed}/deadlines")
+        return [
+            replace(a, deadline_s=seconds[a.recording.application]) if rng.random() < self.share else a
+            for a in arrivals
+        ]
+
+
 # ------------------------------------------------------------------------------------------------------------ runs
 
 
@@ -348,7 +390,7 @@ class Comparison:
     prompts: what policies may see of the jobs' prompts. failures: probability that an attempt fails. losses: whether
     engines are lost. shared_prefixes: whether prompts of one stage begin alike and engines cache that. overhead:
     seconds that a call holds its slot beyond what its engine needs. gantt: of how many first jobs the first seed of
-    each load keeps its spans.
+    each load keeps its spans. deadlines: which jobs have one.
     """
 
     workload: Workload
@@ -367,6 +409,7 @@ class Comparison:
     gantt: int = 0
     lengths: Model | None = None
     prompts: Prompts | None = None
+    deadlines: Deadlines | None = None
 
     def check(self) -> None:
         """Makes every policy once, knowing nothing, and draws the moments of arrival.
@@ -388,7 +431,8 @@ class Comparison:
         return list(product(range(len(self.sizings)), range(len(self.policies)), range(len(self.seeds))))
 
     def arrivals(self, sizing: int, seed: int) -> list[Arrival]:
-        return self.workload.arrivals(self.jobs, self.sizings[sizing].rate, self.seeds[seed], self.process)
+        arrivals = self.workload.arrivals(self.jobs, self.sizings[sizing].rate, self.seeds[seed], self.process)
+        return arrivals if self.deadlines is None else self.deadlines.given_to(arrivals, self.curve, self.seeds[seed])
 
     def setup(self, sizing: Sizing, seed: int, span: float) -> Setup:
         """The machines of a run whose last job arrives after `span` seconds."""
@@ -420,6 +464,8 @@ class Comparison:
         world = World(scheduler, arrivals, self.applications, setup, gantt=gantt, prompts=prompts).run(ended)
         run = measured(world, choice.label, seed, sizing.load, gantt)
         run.alone = [arrival.recording.alone_seconds(self.curve) for arrival in arrivals]
+        if self.deadlines is not None:
+            run.deadlines = [arrival.deadline_s for arrival in arrivals]
         return run
 
     def _known(self) -> Knowledge:

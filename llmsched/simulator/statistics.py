@@ -35,12 +35,14 @@ class Run:
 
     jobs: (application, completion time in seconds or None for a job that did not complete), in order of arrival.
     alone: seconds each of them takes with the machines to itself, in the same order; empty if that is not known.
+    deadlines: seconds in which each should have been over, or None, in the same order; empty if no job had any.
     """
 
     policy: str
     seed: int
     jobs: list[tuple[str, float | None]] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
+    deadlines: list[float | None] = field(default_factory=list)
     #: Mean seconds of an LLM call from the moment it could start to its end; None where nobody measured it.
     mean_request: float | None = None
     makespan: float = 0.0
@@ -72,11 +74,25 @@ class Run:
                 times.setdefault(application, []).append(seconds)
         return dict(sorted(times.items()))
 
+    def punctuality(self) -> dict[str, float | int | None]:
+        """jobs: with a deadline. on_time: the share that met it. mean_lateness: seconds after it, 0 of those that did.
+
+        A job that did not complete met no deadline and has no lateness.
+        """
+        pairs = [(s, d) for (_, s), d in zip(self.jobs, self.deadlines, strict=True) if d is not None]
+        late = [max(0.0, seconds - deadline) for seconds, deadline in pairs if seconds is not None]
+        return {
+            "jobs": len(pairs),
+            "on_time": sum(seconds == 0.0 for seconds in late) / len(pairs) if pairs else None,
+            "mean_lateness": float(np.mean(late)) if late else None,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """One entry of `runs` in the contract: jobs counts all, means and percentiles the completed ones."""
         times = self.completion_times
         p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist() if times else (None, None, None)
         slowdowns = self.slowdowns
+        deadlines = {"deadlines": self.punctuality()} if self.deadlines else {}
         return {
             "policy": self.policy,
             "seed": self.seed,
@@ -95,7 +111,7 @@ class Run:
             "decision_ms": self.decision_ms,
             "utilisation": self.utilisation,
             "apps": {a: {"jobs": len(t), "mean_jct": float(np.mean(t))} for a, t in self.by_application().items()},
-        }
+        } | deadlines
 
 
 def jain(slowdowns: Samples) -> float | None:

@@ -365,6 +365,7 @@ class World:
         job = self._jobs[id] = _Job(number, RecordedUnfolding(application, recording, texts))
         reveals, skipped = job.unfolding.begin()
         job.learn(reveals)
+        due = None if arrival.deadline_s is None else arrival.at + arrival.deadline_s
         return JobSubmitted(
             id,
             number,
@@ -375,6 +376,7 @@ class World:
             arrival.job_class,
             arrival.tenant,
             recording.features,
+            due,
         )
 
     def _finish(self, id: str, outcome: Outcome, at: float) -> None:

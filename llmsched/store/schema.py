@@ -156,6 +156,35 @@ profiles = Table(
     Column("body", LargeBinary, nullable=False),  # the profile's JSON, zlib-compressed
 )
 
+#: Who may ask under which name, besides the keys of the settings. Revoked ones stay: whoever had keys wants them asked.
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("digest", Text, nullable=False),  # SHA-256 of the whole key, in hexadecimal
+    Column("is_admin", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+    Column("note", Text, nullable=False),
+)
+
+#: What tenants used, by day (of the unix epoch, UTC).
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("jobs", Number, nullable=False),
+    Column("completed", Number, nullable=False),
+    Column("failed", Number, nullable=False),
+    Column("cancelled", Number, nullable=False),
+    Column("prompt_tokens", Number, nullable=False),
+    Column("output_tokens", Number, nullable=False),
+    Column("llm_seconds", Double, nullable=False),
+    Column("regular_seconds", Double, nullable=False),
+)
+
 #: One row: the service that works with this database, or did so last.
 services = Table(
     "services",

@@ -45,16 +45,29 @@ from llmsched.model.records import (
     EventRecord,
     JobRecord,
     Json,
+    KeyRecord,
     StageRecord,
     StoredJob,
     TraceRecord,
+    Usage,
     Writes,
 )
 from llmsched.store import rows
 from llmsched.store.location import Location
 from llmsched.store.migrate import upgrade
 from llmsched.store.reader import PostgresReader, Reader, SqliteReader
-from llmsched.store.schema import applications, callbacks, events, jobs, profiles, recordings, stages, traces
+from llmsched.store.schema import (
+    applications,
+    callbacks,
+    events,
+    jobs,
+    keys,
+    profiles,
+    recordings,
+    stages,
+    traces,
+    usage,
+)
 from llmsched.store.writer import (
     POSTGRES_FAILURES,
     PostgresWriter,
@@ -71,6 +84,7 @@ CHUNK = 100
 KEPT_PROFILES = 5
 #: The largest number a database takes; whatever clients send is cut to it.
 MAX_NUMBER = 2**63 - 1
+MAX_DAY = 2**31 - 1
 
 _READ_FAILURES = (SQLAlchemyError, *POSTGRES_FAILURES)
 
@@ -99,6 +113,9 @@ _SHOW = (
 )
 _OUTDATE = delete(profiles).where(
     profiles.c.application == bindparam("of"), profiles.c.number <= bindparam("last_outdated")
+)
+_REVOKE = (
+    update(keys).where(keys.c.id == bindparam("key"), keys.c.revoked_at.is_(None)).values(revoked_at=bindparam("at"))
 )
 #: The columns of a listing.
 _BRIEF = [c for c in jobs.c if c.name != "input"]
@@ -192,8 +209,24 @@ class Store:
             Statement(sql.insert(traces, again), list(writes.traces)),
             Statement(sql.callback, [rows.callback_row(callback) for callback in writes.callbacks]),
         ]
+        if writes.usage and not (again and await self._is_there(writes.events[0])):
+            work.append(Statement(sql.use, _by_day(writes.usage)))
         if any(statement.rows for statement in work):
             await self._writer.run([statement for statement in work if statement.rows])
+
+    async def _is_there(self, event: EventRecord) -> bool:
+        """Whether an event is stored; then everything of its transaction is."""
+        query = select(events.c.seq).where(events.c.job == event.job, events.c.seq == event.seq)
+        return bool(await self._read(query))
+
+    async def add_key(self, key: KeyRecord) -> None:
+        """Raises Conflict for an id that is taken."""
+        row = (key.id, key.tenant, key.digest, key.is_admin, key.created_at, key.revoked_at, key.note)
+        await self._writer.run([Statement(self._sql.insert(keys, False), [row])])
+
+    async def revoke_key(self, id: str) -> bool:
+        """From now on the key opens nothing. False if there is none that does."""
+        return await self._writer.run([Statement(self._sql.revoke, [(time.time(), id)])]) > 0
 
     async def purge(self, finished_before: float, limit: int = 500) -> int:
         """Forgets at most `limit` of the jobs that finished before a moment, oldest first; how many it were.
@@ -369,6 +402,21 @@ class Store:
         found = await self._read(query.where(jobs.c.status.in_([s.value for s in UNFINISHED])))
         return {row.job: TraceRecord(row.job, row.parent, row.state) for row in found}
 
+    async def keys(self) -> list[KeyRecord]:
+        """Every key that was given out, also revoked ones, oldest first."""
+        found = await self._read(select(keys).order_by(keys.c.created_at, keys.c.id))
+        return [KeyRecord(r.id, r.tenant, r.digest, r.is_admin, r.created_at, r.revoked_at, r.note) for r in found]
+
+    async def usage(self, tenant: str, since: int, until: int) -> list[Usage]:
+        """What a tenant used on each day from `since` up to and with `until`; days without use are left out."""
+        days = usage.c.day.between(max(-MAX_DAY, since), min(until, MAX_DAY))
+        found = await self._read(select(usage).where(usage.c.tenant == tenant, days).order_by(usage.c.day))
+        return [Usage(*tuple(row)) for row in found]
+
+    async def users(self) -> list[str]:
+        """The tenants that have ever used anything, in alphabetical order."""
+        return [row.tenant for row in await self._read(select(usage.c.tenant).distinct().order_by(usage.c.tenant))]
+
     async def unfinished(self) -> AsyncIterator[StoredJob]:
         """Every job that is neither completed, failed nor cancelled, in order of submission."""
         query = select(jobs.c.number).where(jobs.c.status.in_([s.value for s in UNFINISHED]))
@@ -459,6 +507,15 @@ class _Sql:
         self.hide = self._compiled(_HIDE)
         self.show = self._compiled(_SHOW)
         self.outdate = self._compiled(_OUTDATE)
+        self.revoke = self._compiled(_REVOKE)
+        self.use = self._compiled(self._add_usage())
+
+    def _add_usage(self) -> Insert:
+        """Adds to the row of a tenant and day, or makes it: correct from several services at once."""
+        own = sqlite.insert if self._dialect.name == "sqlite" else postgresql.insert
+        key, added = list(usage.primary_key), own(usage)
+        sums = {c.name: c + added.excluded[c.name] for c in usage.c if c not in key}
+        return added.on_conflict_do_update(index_elements=key, set_=sums)
 
     def insert(self, table: Table, again: bool) -> str:
         if (table.name, again) not in self._inserts:
@@ -482,6 +539,15 @@ class _Sql:
 def _asyncpg_dialect() -> Dialect:
     dialect: Dialect = asyncpg.dialect()  # type: ignore[no-untyped-call]
     return dialect
+
+
+def _by_day(used: Iterable[Usage]) -> rows.Rows:
+    """One row per tenant and day, sorted: services that write at once do not wait for each other in a circle."""
+    total: dict[tuple[str, int], Usage] = {}
+    for each in used:
+        known = total.get((each.tenant, each.day))
+        total[each.tenant, each.day] = each if known is None else known.plus(each)
+    return [tuple(total[key]) for key in sorted(total)]
 
 
 def _of(tenant: str | None) -> list[ColumnElement[bool]]:

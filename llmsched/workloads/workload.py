@@ -33,12 +33,16 @@ _SAMPLE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A job that arrives `at` seconds after the first one, in a class and from a tenant."""
+    """A job that arrives `at` seconds after the first one, in a class and from a tenant.
+
+    deadline_s: seconds in which it should be over, if any.
+    """
 
     at: float
     recording: Recording
     job_class: JobClass = JobClass.STANDARD
     tenant: str = ""
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

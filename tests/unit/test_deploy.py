@@ -565,7 +565,7 @@ def test_ci_runs_lint_and_every_kind_of_tests() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     targets = re.findall(r"^step \S+ make (\S+)$", script.read_text(), flags=re.M)
-    assert targets == ["setup", "lint", "test", "test-train", "test-vllm"]
+    assert targets == ["setup", "lint", "test", "test-train", "test-ray", "test-vllm"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -34,6 +34,11 @@ CONTRACT = {
     "llmsched_callbacks_owed": set(),
     "llmsched_oldest_waiting_job_seconds": {"pool"},
     "llmsched_max_wait_seconds": set(),
+    "llmsched_tenant_jobs_total": {"tenant", "event"},
+    "llmsched_tenant_tokens_total": {"tenant", "kind"},
+    "llmsched_tenant_seconds_total": {"tenant", "kind"},
+    "llmsched_tenant_active_jobs": {"tenant"},
+    "llmsched_over_quota_total": {"tenant", "quota"},
 }
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]

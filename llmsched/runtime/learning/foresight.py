@@ -81,6 +81,11 @@ class Foresight:
 
     # ---------------------------------------------------------------------------------------------- a job's life
 
+    def predict(self, job: Job, now: float) -> Eta:
+        """When a job that is not followed would be done; by what its template declares where nothing is learned."""
+        p50, p90 = self.knowledge.outlook(job).quantiles(0.5, 0.9)
+        return self._calibration(job.application.name).eta(now, p50, p90)
+
     def look(self, job: Job, now: float) -> Eta | None:
         """Takes a note of a running job. None while nothing is learned of its application, or the budget is spent."""
         began = time.perf_counter()

@@ -11,12 +11,13 @@ from llmsched.runtime.tools.handlers import TaskContext
 
 @dataclass(frozen=True, slots=True)
 class WorkerTask:
-    """One call of a handler. arguments: what JSON can say. timeout: seconds the handler may run."""
+    """One call of a handler. arguments: what JSON can say. timeout: seconds the handler may run. pool: of its stage."""
 
     handler: str
     arguments: dict[str, Any]
     timeout: float
     context: TaskContext
+    pool: str = "cpu"
 
 
 class WorkerError(BackendError):
@@ -36,11 +37,21 @@ class WorkerError(BackendError):
     | too_large | no | the result has too many bytes |
     | unknown_handler | no | nobody registered it, or a worker cannot import it |
 
-    retry_after: seconds a tool elsewhere asked us to wait, or None.
+    retry_after: seconds a tool elsewhere asked us to wait, or None. reached: False where the handler's machine was lost
+    or never got to it, which is no fault of the task.
     """
 
-    def __init__(self, message: str, *, reason: str, retryable: bool = True, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        retryable: bool = True,
+        retry_after: float | None = None,
+        reached: bool = True,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.retryable = retryable
         self.retry_after = retry_after
+        self.reached = reached

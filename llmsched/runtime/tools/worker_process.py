@@ -125,6 +125,17 @@ def _serve(calls: BinaryIO, answers: BinaryIO, max_result_bytes: int) -> None:
         answers.flush()
 
 
+def call(
+    module: str, qualname: str, arguments: dict[str, Any], context: dict[str, Any], max_result_bytes: int
+) -> bytes:
+    """The answer of a handler that may not have been imported yet."""
+    try:
+        function = bind(find_function(module, qualname))
+    except InvalidSetting as error:
+        return _error("unknown_handler", str(error), retryable=False)
+    return _perform(function, arguments, TaskContext(**context), max_result_bytes)
+
+
 def _perform(
     function: Callable[[dict[str, Any], TaskContext], Any],
     arguments: dict[str, Any],

@@ -74,8 +74,8 @@ class WorkerPool(Protocol):
         Raises WorkerError and nothing else. Cancelling ends the handler.
         """
 
-    async def hold(self, seconds: float) -> None:
-        """Takes a slot for so long: a recorded task. Raises WorkerError when the pool closes meanwhile."""
+    async def hold(self, seconds: float, *, pool: str = "cpu") -> None:
+        """Takes a slot for so long: a recorded task of a pool. Raises WorkerError when it closes meanwhile."""
 
     async def close(self, grace: float = 5.0) -> None:
         """Closes the pool for good: who waits for a slot fails at once, what runs is killed after `grace` seconds.
@@ -84,8 +84,8 @@ class WorkerPool(Protocol):
         """
 
 
-class _Pool(ABC):
-    """What both pools share: slots, the door, the check of arguments, and tools that live elsewhere."""
+class Pool(ABC):
+    """What all pools share: slots, the door, the check of arguments, and tools that live elsewhere."""
 
     def __init__(self, registry: HandlerRegistry, slots: int, tools: HttpTools | None) -> None:
         if slots < 1:
@@ -122,7 +122,7 @@ class _Pool(ABC):
                 return await self._call_tool(handler, task)
             return await self._perform(handler, task)
 
-    async def hold(self, seconds: float) -> None:
+    async def hold(self, seconds: float, *, pool: str = "cpu") -> None:
         async with self._slot():
             await asyncio.sleep(seconds)
 
@@ -160,7 +160,7 @@ class _Pool(ABC):
             async with allowed:
                 return await self._tools.call(tool, task)
         except TimeoutError:
-            raise _overdue(task) from None
+            raise overdue(task) from None
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -194,7 +194,7 @@ def _throw_out(stays: set[asyncio.Timeout]) -> None:
 # ------------------------------------------------------------------------------------------------ processes
 
 
-class ProcessWorkers(_Pool):
+class ProcessWorkers(Pool):
     """Runs every task in one of at most `slots` processes, which start on demand and are used again.
 
     A task that runs too long, is cancelled, or breaks its process costs that process, with everything it started; the
@@ -277,7 +277,7 @@ class ProcessWorkers(_Pool):
             async with asyncio.timeout(task.timeout):
                 return await worker.ask(call)
         except TimeoutError:
-            raise _overdue(task) from None
+            raise overdue(task) from None
 
     def _dismiss(self, worker: _Worker, grace: float = 0.0) -> asyncio.Task[object]:
         ending: asyncio.Task[object] = asyncio.create_task(worker.end(grace))
@@ -339,7 +339,7 @@ class _Worker:
 
     async def ask(self, question: Mapping[str, Any]) -> object:
         """The answer. Raises WorkerError; when that is fatal, or when cancelled, the worker is of no more use."""
-        body = _as_json(question).encode()
+        body = as_json(question).encode()
         try:
             self._writer.write(HEADER.pack(len(body)) + body)
             await self._writer.drain()
@@ -350,15 +350,7 @@ class _Worker:
         except (asyncio.IncompleteReadError, ConnectionError):
             cause = _cause_of_death(await self.end())
             raise WorkerError(f"the worker process {cause} during the task", reason="worker_died") from None
-        try:
-            answer = json.loads(encoded)
-        except (ValueError, RecursionError) as error:  # JSON it is, but nested deeper than we can follow
-            message = f"the handler's result cannot be read: {error}"
-            raise WorkerError(message, reason="bad_result", retryable=False) from error
-        if "error" in answer:
-            reason, message, retryable = answer["error"]
-            raise WorkerError(message, reason=reason, retryable=retryable)
-        return answer["result"]
+        return read_answer(encoded)
 
     async def end(self, grace: float = 0.0) -> int:
         """Ends the process, with `grace` seconds to leave in peace, and returns its exit code."""
@@ -379,6 +371,20 @@ class _Worker:
         return True
 
 
+def read_answer(encoded: bytes) -> object:
+    """The result in an answer of `worker_process`. Raises WorkerError for what it says went wrong."""
+    try:
+        answer = json.loads(encoded)
+    except (ValueError, RecursionError) as error:  # JSON it is, but nested deeper than we can follow
+        message = f"the handler's result cannot be read: {error}"
+        raise WorkerError(message, reason="bad_result", retryable=False) from error
+    if "error" in answer:
+        reason, message, retryable = answer["error"]
+        raise WorkerError(message, reason=reason, retryable=retryable)
+    result: object = answer["result"]
+    return result
+
+
 def _cause_of_death(code: int) -> str:
     number = -code if code < 0 else code - 128
     try:
@@ -387,7 +393,7 @@ def _cause_of_death(code: int) -> str:
         return f"exited with code {code}"
 
 
-def _as_json(arguments: Mapping[str, Any]) -> str:
+def as_json(arguments: Mapping[str, Any]) -> str:
     try:
         return json.dumps(arguments)
     except (TypeError, ValueError, RecursionError) as error:
@@ -395,14 +401,14 @@ def _as_json(arguments: Mapping[str, Any]) -> str:
         raise WorkerError(message, reason="bad_arguments", retryable=False) from error
 
 
-def _overdue(task: WorkerTask) -> WorkerError:
+def overdue(task: WorkerTask) -> WorkerError:
     return WorkerError(f"handler {task.handler!r} ran longer than its {task.timeout:g} s", reason="timeout")
 
 
 # ------------------------------------------------------------------------------------------- in the event loop
 
 
-class InlineWorkers(_Pool):
+class InlineWorkers(Pool):
     """Runs handlers in the event loop: no processes, hence for tests and trusted `async` handlers only.
 
     Timeouts and cancelling end an `async` handler where it awaits; a plain function blocks the loop and runs to its
@@ -424,7 +430,7 @@ class InlineWorkers(_Pool):
 
     async def _perform(self, handler: Handler, task: WorkerTask) -> object:
         function = bind(handler.function)
-        arguments = json.loads(_as_json(task.arguments))
+        arguments = json.loads(as_json(task.arguments))
         allowed = asyncio.timeout(task.timeout)
         try:
             async with allowed:
@@ -435,7 +441,7 @@ class InlineWorkers(_Pool):
             raise WorkerError("the handler needed more memory than a worker has", reason="memory") from error
         except (Exception, SystemExit) as error:
             if allowed.expired():
-                raise _overdue(task) from None
+                raise overdue(task) from None
             raise WorkerError(describe(error), reason="handler_error", retryable=is_retryable(error)) from error
         try:
             encoded = encode_result(result)
