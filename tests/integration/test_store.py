@@ -600,6 +600,8 @@ async def test_a_database_of_the_first_version_keeps_what_it_has(store_url: str)
         await fill(store, [completed(1)])
 
         def as_it_was(connection: Any) -> None:
+            connection.execute(text("DROP TABLE keys"))
+            connection.execute(text("DROP TABLE usage"))
             connection.execute(text("DROP TABLE callbacks"))
             connection.execute(text("DROP TABLE traces"))
             connection.execute(text("DROP TABLE profiles"))
