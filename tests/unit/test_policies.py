@@ -277,8 +277,7 @@ def test_unknown_names_and_options_name_the_nearest() -> None:
     with pytest.raises(UnknownName) as caught:
         make("sjf", mean={})
     assert str(caught.value) == (
-        "unknown option of policy 'sjf' 'mean'; did you mean 'means'? "
-        "known: means, curve, max_wait, tenants, deadlines"
+        "unknown option of policy 'sjf' 'mean'; did you mean 'means'? known: means, curve, max_wait, tenants, deadlines"
     )
 
 
