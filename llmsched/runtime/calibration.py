@@ -65,6 +65,8 @@ _FEWEST_TOKENS = 8
 _ENOUGH = 0.8
 #: Runs that are made until a window is full; of these, runs in which the engine lets streams wait.
 _TRIES, _APART = 10, 3
+#: Times that a call may meet a connection that the engine has just closed.
+_CLOSED = 2
 #: An interval is wide from this share of its mean on, either way.
 _WIDE = 0.1
 #: How often this process looks whether it is held up, and what is worth a note, in seconds.
@@ -402,8 +404,7 @@ class _Bench:
         replies = [_Clocked(self._client.url, length // 2, half or asyncio.Event()) for _ in range(b)]
         bodies = [self._body(length) for _ in range(b)]
         calls = [
-            asyncio.create_task(self._client.relay("/completions", body, reply))
-            for body, reply in zip(bodies, replies, strict=True)
+            asyncio.create_task(self._call(body, length, reply)) for body, reply in zip(bodies, replies, strict=True)
         ]
         watch = asyncio.create_task(self._watch())
         try:
@@ -414,6 +415,23 @@ class _Bench:
             await asyncio.gather(watch, *calls, return_exceptions=True)
         self._said += sum(reply.events[-1][1] for reply in replies)
         return [reply.events for reply in replies]
+
+    async def _call(self, body: bytes, length: int, reply: _Clocked) -> None:
+        """One stream. Raises EngineError.
+
+        An engine that was held up may close an idle connection in the moment in which a request goes into it. It never
+        saw that request, so it is asked again, with another prompt lest it did.
+        """
+        for _ in range(_CLOSED):
+            try:
+                await self._client.relay("/completions", body, reply)
+                return
+            except EngineError as error:
+                if error.reason != "broken_stream" or reply.events:
+                    raise
+                await asyncio.sleep(_LOOK_S)
+                body = self._body(length)
+        await self._client.relay("/completions", body, reply)
 
     async def _watch(self) -> None:
         """Notices when this process is held up: what comes meanwhile is read too late."""

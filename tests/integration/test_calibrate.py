@@ -21,7 +21,7 @@ from llmsched.errors import BackendError, InvalidInput
 from llmsched.model.latency import GENERIC_7B, LatencyCurve
 from llmsched.runtime.calibration import Calibration, Plan, calibrate
 from llmsched.runtime.emulator import EmulatedEngine, emulated, read_latency_curve
-from llmsched.runtime.engine import CompletionRequest, EngineClient, EngineInfo
+from llmsched.runtime.engine import CompletionRequest, EngineClient, EngineError, EngineInfo
 
 #: For engines 20 times faster than life, where numbers do not matter: precision is a matter of the window.
 #: A long prompt takes 77 ms at speed 20: more than a busy machine is late.
@@ -167,6 +167,22 @@ async def test_an_engine_that_fails_in_between_is_told() -> None:
 
         with pytest.raises(BackendError, match="answered 500"):
             await measured(engine, progress=fail)
+
+
+async def test_a_connection_that_was_just_closed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with emulated(speed=20) as engine, discovered(engine) as (client, info):
+        relay, calls = client.relay, 0
+
+        async def closed_every_other_time(*call: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls % 2:
+                raise EngineError("broke the connection", reason="broken_stream")
+            await relay(*call)
+
+        monkeypatch.setattr(client, "relay", closed_every_other_time)
+        found = await calibrate(client, info, SMALL, name="mine", machine="a test")
+        assert [b for b, _ in found.curve.points] == [1, 2]
 
 
 @asynccontextmanager
