@@ -174,9 +174,9 @@ def test_notes_keep_to_their_budget(profile: Profile, monkeypatch: pytest.Monkey
     job = next(walk(APPLICATION, RECORDINGS[0]))
     began, spent, looked = time.perf_counter(), 0.0, 0
     while (elapsed := time.perf_counter() - began) < 0.6:
-        before = time.perf_counter()
+        before = time.thread_time()
         if foresight.look(job, 0.0) is not None:
             looked += 1
-            spent += time.perf_counter() - before
+            spent += time.thread_time() - before
     assert looked > 20
     assert spent < module.SAVINGS + 0.1 * elapsed  # 5 %, and as much again for a busy machine
