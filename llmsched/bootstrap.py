@@ -20,7 +20,7 @@ from llmsched.config import Settings
 from llmsched.errors import BackendError, InvalidSetting, ProfileError
 from llmsched.gateway.app import create_app
 from llmsched.gateway.auth import Keys
-from llmsched.gateway.context import Context
+from llmsched.gateway.context import Context, Replica
 from llmsched.gateway.metrics import Metrics
 from llmsched.gateway.operation_schemas import WhatIfForm
 from llmsched.gateway.protocol import Protocol
@@ -45,7 +45,12 @@ from llmsched.runtime.learning.foresight import Foresight
 from llmsched.runtime.learning.learner import Learner, Learning
 from llmsched.runtime.learning.profiles import profile_files
 from llmsched.runtime.memory import trim_at_rest
+from llmsched.runtime.numbers import Numbers
 from llmsched.runtime.observer import Several
+from llmsched.runtime.replicas.election import Election
+from llmsched.runtime.replicas.feed import Feed
+from llmsched.runtime.replicas.intake import Arrivals, Intake
+from llmsched.runtime.replicas.peer import Peer
 from llmsched.runtime.service import Service
 from llmsched.runtime.submission import Limits
 from llmsched.runtime.supervise import Supervised, emulator_command, free_port, vllm_command
@@ -63,10 +68,12 @@ from llmsched.whatif import Request
 log = logging.getLogger(__name__)
 
 
-async def build(settings: Settings, source: Source | None = None, *, tracing: Tracing | None = None) -> Context:
+async def build(
+    settings: Settings, source: Source | None = None, *, tracing: Tracing | None = None, port: int | None = None
+) -> Context:
     """A service that is ready to start. source: where the settings come from, to be read anew when they change.
 
-    tracing: None: as OpenTelemetry's variables have it.
+    tracing: None: as OpenTelemetry's variables have it. port: where it listens; None: as the settings say.
 
     Raises InvalidSetting or BackendError (database).
     """
@@ -98,17 +105,19 @@ async def build(settings: Settings, source: Source | None = None, *, tracing: Tr
         folder=settings.profiles,
         on_learned=foresight.learned,
     )
-    try:
-        await store.acquire_service_lock()
-        await applications.load(installed_applications())
-        await learner.restore()
-    except BaseException:
-        await store.close()
-        raise
+    if not store.is_shared:
+        try:
+            await store.acquire_service_lock()
+            await applications.load(installed_applications())
+            await learner.restore()
+        except BaseException:
+            await store.close()
+            raise
 
     def committed(writes: Writes) -> None:
-        service.committed(writes)
-        callbacks.committed(writes)
+        if lease is None or lease.epoch is not None:  # what others write, the leader tells
+            service.committed(writes)
+            callbacks.committed(writes)
 
     def engines(post: Callable[[Event], None]) -> Engines:
         timeouts = Timeouts(
@@ -117,6 +126,17 @@ async def build(settings: Settings, source: Source | None = None, *, tracing: Tr
         return Engines(post, clock, timeouts=timeouts, interval=settings.probe_interval, seed=settings.seed)
 
     journal = Journal(store, committed)
+    feed = Feed()
+    arrivals = Arrivals(store, lambda ids: service.take_up(ids))
+    lease = store.lease(_advertised(settings, port), settings.lease, arrivals.look) if store.is_shared else None
+    numbers = Numbers(None if lease is None else lambda: lease.number)
+    limits = Limits(
+        active_jobs=settings.max_active_jobs,
+        tick_ms=settings.tick_ms,
+        task_timeout=settings.task_timeout,
+        retention=None if settings.retention_days is None else settings.retention_days * 86_400,
+        observed_idle=settings.observed_idle,
+    )
     callbacks = Callbacks(
         store, journal, clock, settings.secrets(), callback_body, metrics, settings=_delivery(settings), random=Random()
     )
@@ -130,17 +150,11 @@ async def build(settings: Settings, source: Source | None = None, *, tracing: Tr
         workers=_workers(settings, registry, pools, lambda event: service.post(event)),
         handlers=registry,
         clock=clock,
-        hub=Hub(),
+        hub=Hub(tap=feed.publish),
         observer=Several(metrics, trends),
         foresight=foresight,
         learner=learner,
-        limits=Limits(
-            active_jobs=settings.max_active_jobs,
-            tick_ms=settings.tick_ms,
-            task_timeout=settings.task_timeout,
-            retention=None if settings.retention_days is None else settings.retention_days * 86_400,
-            observed_idle=settings.observed_idle,
-        ),
+        limits=limits,
         backoff=Backoff(settings.backoff_first, settings.backoff_most),
         engines=engines,
         speed=settings.speed,
@@ -148,8 +162,8 @@ async def build(settings: Settings, source: Source | None = None, *, tracing: Tr
         tracing=tracing,
         quotas=Quotas(settings.quotas()),
         deadlines=settings.deadline_admission,
+        numbers=numbers,
     )
-    metrics.watch(service, callbacks, max_wait=settings.max_wait)
     fleet = Fleet(settings, service)
 
     def running(engine: str) -> int:
@@ -174,22 +188,46 @@ async def build(settings: Settings, source: Source | None = None, *, tracing: Tr
 
     reloader = None if source is None else Reloader(source, settings, apply)
 
-    async def start() -> None:
+    async def lead() -> None:
         await callbacks.start()
         await service.start({pool: slots for pool, slots in pools.items() if slots})
         await discovery.begin()
         fleet.start()
         chores.append(asyncio.create_task(discovery.run(), name="discovery"))
+
+    async def rise(epoch: int) -> None:
+        store.lead(epoch)
+        await applications.load(installed_applications())
+        await learner.restore()
+        await lead()
+        chores.append(asyncio.create_task(arrivals.run(), name="arrivals"))
+        service.hub.lapse()
+
+    replica = None
+    if lease is not None:
+        election = Election(lease, rise=rise, active_jobs=lambda: service.active_jobs, fall=lambda e: service.fail(e))
+        peer = Peer(lambda: election.leader, service.hub, patience=settings.lease)
+        intake = Intake(store, journal, applications, clock, numbers, metrics, limits, election.known_jobs)
+        replica = Replica(election, intake, peer, feed, lease.secret)
+
+    async def start() -> None:
+        keys.know(await store.keys())
+        if replica is None:
+            await lead()
+        else:
+            await replica.election.start()
+            chores.append(asyncio.create_task(replica.peer.follow(), name="follow"))
         if reloader is not None:
             chores.append(asyncio.create_task(reloader.run(), name="reload"))
-        keys.know(await store.keys())
-        resting = trim_at_rest(lambda: service.active_jobs, lambda: service.next_number)
+        resting = trim_at_rest(lambda: service.active_jobs, lambda: numbers.last)
         chores.append(asyncio.create_task(resting, name="memory"))
         chores.append(asyncio.create_task(watch_lag(metrics.lagged), name="lag"))
         chores.append(asyncio.create_task(trends.watch(lambda: service.scheduler.view), name="trends"))
         chores.append(asyncio.create_task(keys.follow(store.keys), name="keys"))
 
     async def stop() -> None:
+        if replica is not None:
+            await replica.election.hold()
         for task in chores:
             task.cancel()
         await context.whatifs.stop()
@@ -198,6 +236,9 @@ async def build(settings: Settings, source: Source | None = None, *, tracing: Tr
         await callbacks.stop()
         await asyncio.to_thread(tracing.close)
         await journal.close()
+        if replica is not None:
+            await replica.peer.close()
+            await replica.election.stop()
         await store.close()
 
     context = Context(
@@ -214,8 +255,20 @@ async def build(settings: Settings, source: Source | None = None, *, tracing: Tr
         reload=None if reloader is None else reloader.reload,
         max_body=int(settings.max_body_mb * 1024 * 1024),
         ui=settings.ui,
+        replica=replica,
     )
+    metrics.watch(service, callbacks, max_wait=settings.max_wait, leads=lambda: context.leads)
     return context
+
+
+def _advertised(settings: Settings, port: int | None) -> str:
+    """Where other gateways reach this one: as the settings say, or else at the address it listens on."""
+    if settings.advertise is not None:
+        return settings.advertise
+    host = settings.host
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port if port is None else port}"
 
 
 def _whatif_request(settings: Settings, service: Service, form: WhatIfForm, now: float) -> dict[str, Any]:
@@ -407,7 +460,7 @@ async def serve(settings: Settings, announce: Callable[[str], None], source: Sou
     Raises InvalidSetting or BackendError where it cannot start, BackendError where it could not go on.
     """
     listener = _listener(settings.host, settings.port)
-    context = await build(settings, source)
+    context = await build(settings, source, port=listener.getsockname()[1])
     if context.reload is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, context.reload)
     config = uvicorn.Config(

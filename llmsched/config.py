@@ -95,6 +95,13 @@ def _engine_url(url: str) -> str:
     return url
 
 
+def _advertised(url: str | None) -> str | None:
+    parts = urlsplit(url or "http://host")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+        raise ValueError("the URL of a gateway looks like http://host:8000")
+    return url and url.rstrip("/")
+
+
 def _tool_url(url: str) -> str:
     parts = urlsplit(url)
     if "@" in parts.netloc:
@@ -232,6 +239,10 @@ class Settings(BaseSettings):
     max_body_mb: float = Field(default=8.0, gt=0)
     #: Seconds without a call after which a group of calls (`x-llmsched-job`) is over.
     observed_idle: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    #: Of a store that several gateways share: where the others reach this one, and the seconds after which one that
+    #: leads and is silent is replaced.
+    advertise: Annotated[str | None, AfterValidator(_advertised)] = None
+    lease: float = Field(default=2.5, ge=0.5, le=60)
     retention_days: float | None = Field(default=None, gt=0)
     grace: float = Field(default=10.0, ge=0)
     seed: int = 0

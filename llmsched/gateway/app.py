@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmsched import __version__
 from llmsched.errors import BackendError
-from llmsched.gateway import jobs, management, openai, operation, problems, tenants, ui
+from llmsched.gateway import jobs, management, openai, operation, problems, replicas, tenants, ui
 from llmsched.gateway.context import Context
 from llmsched.gateway.edge import Edge
 from llmsched.gateway.openai import OpenAI
+from llmsched.gateway.replicas import Relay
 from llmsched.gateway.schemas import CallbackMessage, Status, Version
 
 #: Seconds the database has to answer before the service calls itself not ready.
@@ -93,8 +94,13 @@ def create_app(context: Context) -> FastAPI:
     _operations(app, context)
     if context.ui:
         ui.install(app)
+    door: ASGIApp = OpenAI(context)
+    if context.replica is not None:
+        app.include_router(replicas.router)
+        app.add_middleware(Relay, context=context)
+        door = Relay(door, context)
     app.add_middleware(Edge, max_body=context.max_body)
-    app.door = Edge(OpenAI(context), context.max_body)
+    app.door = Edge(door, context.max_body)
     _document(app, context)
     return app
 
@@ -117,7 +123,14 @@ def _operations(app: FastAPI, context: Context) -> None:
     @app.get("/version", tags=["operations"])
     async def version() -> Version:
         """The version, the policy at work and since when the process runs."""
-        return Version(version=__version__, policy=service.policy_name, started_at=service.started_at)
+        leader = None if context.replica is None else context.replica.election.leader
+        return Version(
+            version=__version__,
+            policy=service.policy_name,
+            started_at=service.started_at,
+            leads=context.leads,
+            leader=None if leader is None else leader.url,
+        )
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -129,8 +142,10 @@ async def _not_ready(context: Context) -> str | None:
     service = context.service
     if service.is_stopping:
         return "the service is shutting down"
-    if not service.is_ready:
+    if context.leads and not service.is_ready:
         return "the service is starting"
+    if context.replica is not None and not context.leads and context.replica.election.leader is None:
+        return "no gateway leads at the moment; jobs are accepted and wait"
     if not context.journal.healthy:
         return f"the database does not take writes: {context.journal.last_error}"
     try:
@@ -138,6 +153,8 @@ async def _not_ready(context: Context) -> str | None:
             await context.store.ping()
     except (BackendError, TimeoutError) as error:
         return f"the database does not answer: {str(error) or f'not within {_PATIENCE:g} seconds'}"
+    if not context.leads:
+        return None
     engines = list(service.engines)
     if not engines:
         return "no engine is configured; add one with POST /v1/engines or --engine URL"

@@ -11,6 +11,7 @@ import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
 
 from llmsched.gateway.context import tenant_of
 
@@ -29,6 +30,21 @@ def read_json(body: bytes) -> Any:
     except (ValueError, TypeError) as error:  # TypeError: of orjson, for what it cannot write
         raise _refused(str(error)) from None
     return value
+
+
+async def read_body(receive: Receive) -> bytes:
+    """All of the body. Raises what the size limit raises, and 400 for a client that goes away in the middle."""
+    message: Message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        return body
+    pieces = [body]
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "the body ended before it was complete")
+        pieces.append(message.get("body", b""))
+    return b"".join(pieces)
 
 
 class JsonRoute(APIRoute):

@@ -12,12 +12,29 @@ from starlette.exceptions import HTTPException
 from llmsched.gateway.auth import Caller, Keys
 from llmsched.gateway.metrics import Metrics
 from llmsched.gateway.operation_schemas import WhatIfForm
+from llmsched.model.records import JobRecord
 from llmsched.runtime.callbacks.delivery import Callbacks
+from llmsched.runtime.replicas.election import Election
+from llmsched.runtime.replicas.feed import Feed
+from llmsched.runtime.replicas.intake import Intake
+from llmsched.runtime.replicas.peer import Peer
 from llmsched.runtime.service import Service
+from llmsched.runtime.submission import NewJob
 from llmsched.runtime.trends import Trends
 from llmsched.runtime.whatifs import WhatIfs
 from llmsched.store.journal import Journal
 from llmsched.store.store import Store
+
+
+@dataclass(slots=True)
+class Replica:
+    """What a gateway among several has besides. secret: by which the others know it when it leads."""
+
+    election: Election
+    intake: Intake
+    peer: Peer
+    feed: Feed
+    secret: str
 
 
 @dataclass(slots=True)
@@ -42,6 +59,26 @@ class Context:
     max_body: int = 8 * 1024 * 1024
     #: Whether there is a page at /ui.
     ui: bool = True
+    #: None: no other gateway works with the store.
+    replica: Replica | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this gateway schedules; if not, another one does, or nobody."""
+        return self.replica is None or self.replica.election.leads
+
+    async def submit(self, new: NewJob) -> tuple[JobRecord, bool]:
+        """As `Service.submit`, whoever runs the job."""
+        if self.replica is None or self.replica.election.leads:
+            return await self.service.submit(new)
+        return await self.replica.intake.submit(new)
+
+    async def live(self, job: str) -> dict[str, Any]:
+        """What the leader has in memory of a job: `stages`, as `Service.stages`, and `eta`; nothing if nobody says."""
+        if self.replica is not None and not self.replica.election.leads:
+            return await self.replica.peer.live(job)
+        eta = self.service.foresight.eta(job, self.service.clock.now())
+        return {"stages": self.service.stages(job), "eta": None if eta is None else eta.to_json()}
 
 
 async def context_of(request: Request) -> Context:

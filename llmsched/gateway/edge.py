@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Mapping
 from random import Random
 
 from fastapi import Request
@@ -52,7 +53,7 @@ class Edge:
             length = headers.get(b"content-length", b"0")
             if length.isdigit() and int(length[:20]) > self._max_body:
                 refusal = self._too_large()
-                await _refuse(Request(scope), refusal.status_code, refusal.detail, receive, sending)
+                await refuse(scope, receive, sending, refusal.status_code, refusal.detail)
             else:
                 await self._app(scope, self._counted(receive), sending)
         except Exception:
@@ -60,7 +61,7 @@ class Edge:
             if status:  # half an answer is out: the server breaks the connection
                 raise
             detail = "the service failed on this request; its log has the story under the request id"
-            await _refuse(Request(scope), 500, detail, receive, sending)
+            await refuse(scope, receive, sending, 500, detail)
         finally:
             if access.isEnabledFor(logging.INFO):
                 fields = {
@@ -90,9 +91,11 @@ class Edge:
         return HTTPException(413, f"the body is larger than {self._max_body} bytes; send less at once")
 
 
-async def _refuse(request: Request, status: int, detail: str, receive: Receive, send: Send) -> None:
+async def refuse(
+    scope: Scope, receive: Receive, send: Send, status: int, detail: str, headers: Mapping[str, str] | None = None
+) -> None:
     """An error in the shape that clients of this path expect."""
-    if openai.is_here(request.scope["path"]):
-        await openai.refuse(send, status, detail)
+    if openai.is_here(scope["path"]):
+        await openai.refuse(send, status, detail, headers=headers)
     else:
-        await problem(request, status, detail)(request.scope, receive, send)
+        await problem(Request(scope), status, detail, headers=headers)(scope, receive, send)

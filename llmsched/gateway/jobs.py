@@ -92,7 +92,7 @@ async def submit(
     form: JobForm, response: Response, here: Here, tenant: Tenant, trace: Trace, key: IdempotencyKey = None
 ) -> AcceptedJob:
     """Accept a job. The answer comes when the job is durable: from then on it is never lost."""
-    record, is_new = await here.service.submit(_new_job(here, form, tenant, key, trace))
+    record, is_new = await here.submit(_new_job(here, form, tenant, key, trace))
     response.headers["Location"] = f"/v1/jobs/{record.id}"
     if not is_new:
         response.headers["Idempotent-Replay"] = "true"
@@ -111,7 +111,7 @@ async def submit_batch(
 
     async def accept(job: JobForm, number: int) -> BatchItem:
         try:
-            record, _ = await here.service.submit(_new_job(here, job, tenant, key and f"{key}/{number}", trace))
+            record, _ = await here.submit(_new_job(here, job, tenant, key and f"{key}/{number}", trace))
         except (InvalidInput, Overloaded, BackendError) as error:
             return BatchItem(status=status_of(error), detail=str(error), field=getattr(error, "field", None))
         return BatchItem(status=202, id=record.id, forecast=forecast(here.service.forecast(record.id)))
@@ -139,12 +139,11 @@ async def job(id: str, here: Here, tenant: Tenant) -> JobView:
     """A job with its stages: what is committed, and what runs right now."""
     record = await find(here, id, tenant)
     # First what runs: a stage that is committed in between is then seen twice, not lost, and what is committed wins.
-    live = here.service.stages(id) if record.finished_at is None else {}
+    live = await here.live(id) if record.finished_at is None else {}
     rows = await here.store.stages(id)
     application = await here.service.applications.at(record.application, record.version)
-    eta = here.service.foresight.eta(id, here.service.clock.now())
-    views = stages(application, rows, live, is_completed=record.status is JobStatus.COMPLETED)
-    believed = None if eta is None else Eta(**eta.to_json())
+    views = stages(application, rows, live.get("stages", {}), is_completed=record.status is JobStatus.COMPLETED)
+    believed = None if live.get("eta") is None else Eta(**live["eta"])
     told = await callback(here.store, record)
     return JobView(**summary(record).model_dump(), stages=views, eta=believed, callback=told)
 
@@ -155,7 +154,9 @@ async def cancel(id: str, here: Here, tenant: Tenant) -> JobSummary:
     record = await find(here, id, tenant)
     if record.finished_at is not None and record.status is not JobStatus.CANCELLED:
         raise Conflict(f"job {id} is already {record.status.value}; there is nothing to cancel")
-    here.service.cancel(id)
+    if not here.service.cancel(id) and here.replica is not None and record.finished_at is None:
+        await here.service.take_up([id])  # another gateway has just accepted it
+        here.service.cancel(id)
     return summary(record)
 
 

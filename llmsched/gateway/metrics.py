@@ -6,7 +6,7 @@ they cost nothing in between and cannot drift.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -124,8 +124,16 @@ class Metrics:
         self._gauges = _Gauges(service, self._tenants)
         r.register(self._gauges)
 
-    def watch(self, service: Service, callbacks: Callbacks | None = None, *, max_wait: float | None = None) -> None:
+    def watch(
+        self,
+        service: Service,
+        callbacks: Callbacks | None = None,
+        *,
+        max_wait: float | None = None,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Reads its gauges from these. max_wait: the bound after which a job goes first, if there is one."""
+        self._gauges.leads = leads
         self._gauges.service = service
         self._gauges.callbacks = callbacks
         self._gauges.max_wait = max_wait
@@ -229,6 +237,7 @@ class _Gauges(Collector):
         self.service = service
         self.callbacks: Callbacks | None = None
         self.max_wait: float | None = None
+        self.leads: Callable[[], bool] = lambda: True
         self._tenants = tenants
 
     def describe(self) -> Iterable[Metric]:
@@ -259,6 +268,8 @@ class _Gauges(Collector):
         bound = GaugeMetricFamily("llmsched_max_wait_seconds", "Time in the system after which a job goes first.")
         if self.max_wait is not None:
             bound.add_metric([], self.max_wait)
+        leads = GaugeMetricFamily("llmsched_leads", "1 while this gateway schedules, 0 while another one does.")
+        leads.add_metric([], float(self.leads()))
         owed = GaugeMetricFamily("llmsched_callbacks_owed", "Callbacks that are neither delivered nor given up.")
         if self.callbacks is not None:
             owed.add_metric([], self.callbacks.owed)
@@ -296,4 +307,4 @@ class _Gauges(Collector):
                 learned.add_metric([name], profile.jobs)
                 age.add_metric([name], max(0.0, now - profile.learned_at))
                 fallback.add_metric([name], float(foresight.has_drifted(name)))
-        yield from (active, ready, running, slots, up, learned, age, fallback, oldest, bound, owed, of_tenants)
+        yield from (active, ready, running, slots, up, learned, age, fallback, oldest, bound, leads, owed, of_tenants)

@@ -13,9 +13,10 @@ from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from llmsched.errors import BackendError, InvalidInput, LlmschedError, Overloaded, show
+from llmsched.gateway.body import read_body
 from llmsched.gateway.context import Context
 from llmsched.gateway.problems import status_of
 from llmsched.model.events import JobClass
@@ -51,7 +52,7 @@ class OpenAI:
             if scope["method"] != expected:
                 raise HTTPException(405, f"{scope['method']} is not possible at {path}; use {expected}")
             if path in COMPLETIONS:
-                await self._complete(self._ask(path, await _body(receive), headers, caller.tenant), receive, send)
+                await self._complete(self._ask(path, await read_body(receive), headers, caller.tenant), receive, send)
             else:
                 await _answer(send, 200, self._models(path))
         except HTTPException as error:
@@ -175,21 +176,6 @@ def _card(name: str, longest: int | None) -> dict[str, Any]:
 
 def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-
-
-async def _body(receive: Receive) -> bytes:
-    """All of the body. Raises what the size limit raises, and 400 for a client that goes away in the middle."""
-    message: Message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        return body
-    pieces = [body]
-    while message.get("more_body"):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise HTTPException(400, "the body ended before it was complete")
-        pieces.append(message.get("body", b""))
-    return b"".join(pieces)
 
 
 def _ask(path: str, body: bytes, headers: Mapping[str, str], tenant: str) -> Ask:

@@ -617,10 +617,14 @@ class Status(BaseModel):
 
 
 class Version(BaseModel):
-    """What runs. started_at: unix seconds."""
+    """What runs. started_at: unix seconds. leads: whether this gateway schedules. leader: URL of the one that does."""
 
-    model_config = _example({"version": "0.1.0", "policy": "fcfs", "started_at": 1795237260.0})
+    model_config = _example(
+        {"version": "0.1.0", "policy": "fcfs", "started_at": 1795237260.0, "leads": True, "leader": None}
+    )
 
     version: str
     policy: str
     started_at: float
+    leads: bool = True
+    leader: str | None = None

@@ -192,7 +192,7 @@ class StoredJob(NamedTuple):
 class Writes:
     """What one transaction writes, in this order. jobs: new ones, each with the JSON of its recording or None.
     callbacks: new, or instead of what was known of them. usage: what is added to that of the tenants; it comes with at
-    least one event.
+    least one event. arrivals: of `jobs`, those that the leader has yet to take up. met: jobs that it has.
 
     >>> a = Writes(events=[EventRecord("j", 1, "queued", 0.0)])
     >>> a.extend(Writes(events=[EventRecord("j", 2, "running", 1.0)]))
@@ -207,6 +207,8 @@ class Writes:
     callbacks: list[CallbackRecord] = field(default_factory=list)
     traces: list[TraceRecord] = field(default_factory=list)
     usage: list[Usage] = field(default_factory=list)
+    arrivals: list[str] = field(default_factory=list)
+    met: list[str] = field(default_factory=list)
 
     def extend(self, other: Writes) -> None:
         """Adds everything of `other` behind what is here."""
@@ -217,6 +219,8 @@ class Writes:
         self.callbacks += other.callbacks
         self.traces += other.traces
         self.usage += other.usage
+        self.arrivals += other.arrivals
+        self.met += other.met
 
     def __add__(self, other: Writes) -> Writes:
         total = Writes()
@@ -227,4 +231,5 @@ class Writes:
     def __len__(self) -> int:
         """Rows to write."""
         told = len(self.events) + len(self.updates) + len(self.callbacks) + len(self.usage)
+        told += len(self.arrivals) + len(self.met)
         return len(self.jobs) + len(self.stages) + len(self.traces) + told

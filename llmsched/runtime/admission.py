@@ -55,7 +55,15 @@ class Claims:
         done = self._open[claim] = asyncio.get_running_loop().create_future()
         try:
             known = await self._known(new, claim)
-            return (await admit(new), True) if known is None else (known, False)
+            if known is not None:
+                return known, False
+            try:
+                return await admit(new), True
+            except Conflict:
+                known = await self._known(new, claim)  # another gateway may have been faster
+                if known is None:
+                    raise
+                return known, False
         finally:
             del self._open[claim]
             done.set_result(None)
@@ -181,13 +189,17 @@ async def restore(
     describes: Callable[[], bool] = lambda: False,
     *,
     traced: bool = False,
+    ids: Sequence[str] | None = None,
 ) -> Found:
-    """Every job the last process did not finish. describes: as in `accept`. traced: they go on in their traces."""
+    """Every job the last process did not finish. describes: as in `accept`. traced: they go on in their traces.
+
+    ids: only these of them.
+    """
     traces = await store.traces() if traced else {}
     restored: list[Restored] = []
     failed: list[tuple[JobRecord, str]] = []
     observed: list[tuple[JobRecord, float | None]] = []
-    async for record, recording, rows in store.unfinished():
+    async for record, recording, rows in store.unfinished(ids):
         try:
             application = await applications.at(record.application, record.version)
             if recording is None and is_observed(application):
@@ -196,8 +208,8 @@ async def restore(
             restored.append(_revive(record, application, recording, rows, describes))
         except InvalidInput as error:
             failed.append((record, str(error)))
-    ids = [*(run.record.id for run, _ in restored), *(job.id for job, _ in failed), *(job.id for job, _ in observed)]
-    seqs = await store.last_seq(ids)
+    found = [*(run.record.id for run, _ in restored), *(job.id for job, _ in failed), *(job.id for job, _ in observed)]
+    seqs = await store.last_seq(found)
     for run, _ in restored:
         if (trace := traces.get(run.record.id)) is not None:
             run.trace = TraceContext(trace.parent, trace.state)

@@ -48,6 +48,15 @@ class Applications:
         except KeyError:
             raise UnknownName.of("application", name, self._newest, field="application") from None
 
+    async def read(self, name: str) -> Application:
+        """The newest version that the store has: another service may have changed it. Raises UnknownName."""
+        record = await self._store.application(name)
+        if record is None:
+            self._newest.pop(name, None)
+        elif name not in self._newest or self._newest[name].version != record.version:
+            self._remember(Application.parse(record.definition, version=record.version))
+        return self.newest(name)
+
     async def at(self, name: str, version: int) -> Application:
         """One version, deleted or not. Raises UnknownName if the store never had it."""
         if (name, version) not in self._versions:

@@ -31,13 +31,11 @@ from urllib.parse import urlsplit
 import aiohttp
 import httpx
 import orjson
-from httpx_aiohttp import AiohttpTransport
 
 from llmsched.errors import BackendError, InvalidInput, InvalidSetting
 from llmsched.runtime.tracing.context import outgoing
+from llmsched.runtime.transport import transport_for
 
-#: uvicorn, which vLLM runs on, drops idle connections after 5 s. We do earlier, so that no request meets a closing one.
-KEEP_ALIVE_S = 2.0
 #: How long the end of the HTTP body may take after `[DONE]`; waiting for it lets the connection be used again.
 DRAIN_S = 1.0
 #: Bounds on what a mad server can make us hold.
@@ -217,7 +215,7 @@ class EngineClient:
         self.model = model
         self.priority = priority
         self.timeouts = timeouts or Timeouts()
-        self._transport = transport or _transport(self.url)
+        self._transport = transport or transport_for(self.url)
         # Parsed once: it costs a tenth of a request.
         self._completions = httpx.URL(f"{self.url}/v1/completions")
         self._chat_completions = httpx.URL(f"{self.url}/v1/chat/completions")
@@ -615,18 +613,6 @@ def _base(url: str) -> str:
     if not good:
         raise InvalidSetting(f"engine URL {url!r} must look like http://host:8000", field="engine")
     return url.rstrip("/").removesuffix("/v1")
-
-
-def _transport(url: str) -> AiohttpTransport:
-    """A transport with as many connections as requests, no cookies and no proxy of the environment."""
-    # Contexts for TLS cost 20 ms and megabytes: made for https only, of the usual certificates.
-    tls = httpx.create_ssl_context() if url.startswith("https:") else False
-
-    def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=tls)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
-
-    return AiohttpTransport(client=session, verify=tls)
 
 
 def _refusal(url: str, status: int, message: str, headers: Mapping[str, str], body: bytes = b"") -> EngineError:

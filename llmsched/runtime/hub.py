@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from llmsched.model.records import EventRecord
+
+Tap = Callable[[Sequence[EventRecord], Callable[[str], str]], None]
 
 
 class Subscription:
@@ -43,9 +45,14 @@ class Subscription:
         self._closed = True
         self._awake.set()
 
+    def lapse(self) -> None:
+        """Something may have come that was not offered here."""
+        self._lagged = True
+        self._awake.set()
+
     async def take(self) -> list[EventRecord] | None:
-        """Everything that came since the last call, waiting for at least one; None when the hub closed."""
-        while not self._queue:
+        """Everything that came since the last call, waiting for one at least, or a lapse; None when the hub closed."""
+        while not self._queue and not self._lagged:
             if self._closed:
                 return None
             self._awake.clear()
@@ -56,10 +63,14 @@ class Subscription:
 
 
 class Hub:
-    """Listeners by job; `None` listens to every job of a tenant ('': of everybody)."""
+    """Listeners by job; `None` listens to every job of a tenant ('': of everybody).
 
-    def __init__(self, limit: int = 4096) -> None:
+    tap: called with what is published, and who says whose jobs these are.
+    """
+
+    def __init__(self, limit: int = 4096, tap: Tap | None = None) -> None:
         self._limit = limit
+        self._tap = tap
         self._listeners: dict[str | None, dict[int, Subscription]] = {}
         self._closed = False
 
@@ -81,13 +92,21 @@ class Hub:
             if not group:
                 self._listeners.pop(job, None)
 
-    def publish(self, events: Iterable[EventRecord], tenant_of: Callable[[str], str]) -> None:
+    def publish(self, events: Sequence[EventRecord], tenant_of: Callable[[str], str]) -> None:
+        if self._tap is not None and events:
+            self._tap(events, tenant_of)
         for event in events:
             for subscription in self._listeners.get(event.job, {}).values():
                 subscription.offer(event)
             for subscription in self._listeners.get(None, {}).values():
                 if subscription.tenant in ("", tenant_of(event.job)):
                     subscription.offer(event)
+
+    def lapse(self) -> None:
+        """What was committed may not all have been published: listeners have to look into the store."""
+        for group in self._listeners.values():
+            for subscription in group.values():
+                subscription.lapse()
 
     def close(self) -> None:
         """Ends every stream: their clients come back to the next process with `Last-Event-ID`."""

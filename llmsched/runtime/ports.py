@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from llmsched.model.records import JobRecord, StageRecord, TraceRecord, Writes
+from llmsched.model.records import EventRecord, JobRecord, StageRecord, TraceRecord, Writes
 
 
 class Memory(Protocol):
@@ -16,7 +16,13 @@ class Memory(Protocol):
 
     async def job(self, id: str) -> JobRecord | None: ...
 
-    def unfinished(self) -> AsyncIterator[tuple[JobRecord, bytes | None, Sequence[StageRecord]]]: ...
+    def unfinished(
+        self, ids: Sequence[str] | None = None
+    ) -> AsyncIterator[tuple[JobRecord, bytes | None, Sequence[StageRecord]]]: ...
+
+    async def arrivals(self) -> Sequence[str]: ...
+
+    async def told(self, ids: Sequence[str]) -> Sequence[EventRecord]: ...
 
     async def last_seq(self, jobs: Sequence[str]) -> Mapping[str, int]: ...
 

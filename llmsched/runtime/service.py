@@ -29,7 +29,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, assert_never, cast
 
@@ -62,7 +62,7 @@ from llmsched.policies import make_policy
 from llmsched.policies.base import Policy, reads_prompts
 from llmsched.profiler import Knowledge
 from llmsched.profiler.lengths import Model
-from llmsched.runtime.admission import Claims, accept, restore
+from llmsched.runtime.admission import Claims, Found, accept, restore
 from llmsched.runtime.applications import Applications
 from llmsched.runtime.attempts import Attempt, Attempts
 from llmsched.runtime.callbacks.delivery import owed
@@ -73,6 +73,7 @@ from llmsched.runtime.engines import Engines
 from llmsched.runtime.hub import Hub
 from llmsched.runtime.learning.foresight import Foresight
 from llmsched.runtime.learning.learner import Learner
+from llmsched.runtime.numbers import Numbers
 from llmsched.runtime.observer import Observer, Silent
 from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
@@ -129,6 +130,7 @@ class Service:
         tracing: Tracing | None = None,
         quotas: Quotas | None = None,
         deadlines: Admission = "off",
+        numbers: Numbers | None = None,
     ) -> None:
         self.policy_name = policy
         self._lengths = lengths
@@ -141,7 +143,7 @@ class Service:
         self.applications = applications
         self.hub = hub or Hub()
         self.limits = limits or Limits()
-        self.quotas = quotas or Quotas()
+        self.quotas = Quotas() if quotas is None else quotas
         self.deadlines = Deadlines(self.foresight, deadlines)
         self.clock = clock
         self.started_at = clock.now()
@@ -159,7 +161,7 @@ class Service:
         self._observer = observer or Silent()
         self._learner = learner
         self.tracing = tracing or Untraced()
-        self._number = 0
+        self.numbers = numbers or Numbers()
         self._submitting = 0
         self._claims = Claims(store)
         self._runs: dict[str, JobRun] = {}
@@ -178,6 +180,7 @@ class Service:
         )
         #: Where calls of agents come in that know nothing of jobs.
         self.door = Door(self, idle=self.limits.observed_idle)
+        self._taking_up = asyncio.Lock()
         self._queue: list[Event] = []
         #: Jobs of which something new is known in this tick, and the events that shall tell what follows from it.
         self._news: dict[str, list[EventRecord]] = {}
@@ -194,7 +197,7 @@ class Service:
 
     async def start(self, pools: Mapping[str, int]) -> None:
         """Takes up where the last process stopped. pools: worker slots by pool."""
-        self._number = await self._store.last_number()
+        self.numbers.last = await self._store.last_number()
         await self._restore()
         await self.workers.start()
         for pool, slots in pools.items():
@@ -240,7 +243,7 @@ class Service:
         except TimeoutError:
             log.info("stopping with attempts in flight", extra={"attempts": len(self._attempts)})
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """The end: memory and store no longer agree, and the store is right. Nothing more is run, written or told."""
         if self.failure is not None or self._closed:
             return
@@ -265,6 +268,28 @@ class Service:
     async def _restore(self) -> None:
         began = time.perf_counter()
         found = await restore(self._store, self.applications, self.describes, traced=self.tracing.is_on)
+        self._take_up(found)
+        if any(found):
+            seconds = round(time.perf_counter() - began, 3)
+            told = {"jobs": len(found.restored), "failed": len(found.hopeless), "observed": len(found.orphans)}
+            log.info("jobs restored", extra=told | {"seconds": seconds})
+
+    async def take_up(self, ids: Sequence[str]) -> None:
+        """Runs jobs that were accepted elsewhere, those among these that are not run already.
+
+        Raises BackendError where the database does not answer.
+        """
+        async with self._taking_up:
+            new = [id for id in ids if id not in self._runs and id not in self._leaving]
+            found = await restore(self._store, self.applications, self.describes, traced=self.tracing.is_on, ids=new)
+            told = await self._store.told(new)
+            self._take_up(found)
+            for id in ids:
+                self._of(id).met.append(id)
+            self.hub.publish(told, lambda job: self._tenants.get(job, ""))
+            self._schedule_tick()
+
+    def _take_up(self, found: Found) -> None:
         restored, hopeless, orphans = found
         for run, events in restored:
             self._runs[run.record.id] = run
@@ -280,10 +305,6 @@ class Service:
                 self._abandon(record, seq + 1, "its calls ended with the service that they came to")
             else:
                 self._conclude(record, seq + 1, JobStatus.COMPLETED, ended_at)
-        if restored or hopeless or orphans:
-            seconds = round(time.perf_counter() - began, 3)
-            told = {"jobs": len(restored), "failed": len(hopeless), "observed": len(orphans), "seconds": seconds}
-            log.info("jobs restored", extra=told)
 
     def _abandon(self, record: JobRecord, seq: int, reason: str) -> None:
         """Fails a job that the scheduler does not know."""
@@ -347,7 +368,7 @@ class Service:
         run.forecast = self.deadlines.judge(submitted, self.clock.now())
         record = run.record
         self.quotas.take(record.tenant, record.submitted_at)
-        self._number = record.number
+        self.numbers.last = record.number
         self._submitting += 1
         self._tenants[record.id] = record.tenant
         try:
@@ -355,7 +376,7 @@ class Service:
         except BaseException as error:
             del self._tenants[record.id]
             if isinstance(error, BackendError):
-                self._fail(error)
+                self.fail(error)
             raise
         finally:
             self._submitting -= 1
@@ -369,13 +390,13 @@ class Service:
     @property
     def next_number(self) -> int:
         """Of the job that comes next."""
-        return self._number + 1
+        return self.numbers.after(self.clock.now())
 
     def take_in(self, run: JobRun, reveal: Reveal) -> None:
         """Brings an observed job before the scheduler, of which nothing is written yet."""
         record, unfolded = run.record, Unfolded((reveal,))
         self.quotas.take(record.tenant, record.submitted_at)
-        self._number = record.number
+        self.numbers.last = record.number
         self._runs[record.id] = run
         self._tenants[record.id] = record.tenant
         run.unwritten = Writes(jobs=[(record, None)], events=[run.submission()])
@@ -528,7 +549,7 @@ class Service:
             try:
                 self._take_turn()
             except Exception as error:  # never to go on with: a half-told batch leaves the scheduler undefined
-                self._fail(error)
+                self.fail(error)
 
     def _take_turn(self) -> None:
         self._tick_due = None
@@ -632,14 +653,14 @@ class Service:
             return
         is_final = any(update.finished_at is not None for update in writes.updates)
         if isinstance(error, Conflict) or not isinstance(error, InvalidInput | RecursionError):
-            self._fail(error)
+            self.fail(error)
         elif job in self._runs:
             self.post(StageFailed(job, writes.stages[-1].name if writes.stages else "", f"cannot be stored: {error}"))
         elif job in self._leaving and is_final:
             run = self._leaving.pop(job)
             self._abandon(run.record, run.seq + 1, f"the result cannot be stored: {error}")
         elif is_final:
-            self._fail(error)
+            self.fail(error)
         # else: it went on and is over, which is stored; only this part of its story is missing
 
     def _explain(self, now: float, seconds: float, events: int, dispatched: list[Dispatch]) -> None:

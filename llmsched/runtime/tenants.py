@@ -82,6 +82,10 @@ class Quotas:
         """Tenants with a quota of their own."""
         return set(self._quotas) - {EVERYBODY}
 
+    def __bool__(self) -> bool:
+        """Whether anybody has a quota."""
+        return bool(self._quotas)
+
     def use(self, quotas: Mapping[str, Quota]) -> None:
         """From now on these hold. What was accepted before counts."""
         self._quotas = dict(quotas)

@@ -185,11 +185,21 @@ usage = Table(
     Column("regular_seconds", Double, nullable=False),
 )
 
-#: One row: the service that works with this database, or did so last.
-services = Table(
-    "services",
+#: One row: the gateway that leads, or did so last (see `lease.py`). Nobody leads a SQLite file: it has one gateway.
+lease = Table(
+    "lease",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
     Column("holder", Text, nullable=False),
-    Column("since", Double, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("secret", Text, nullable=False),
+    Column("renewed_at", Double, nullable=False),
+    Column("lasts", Double, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("session", Double, nullable=False),
+    Column("active_jobs", Integer, nullable=False),
 )
+
+#: Jobs that another gateway than the leader accepted, until the leader takes them up.
+arrivals = Table("arrivals", metadata, _of_job())

@@ -3,6 +3,8 @@
 Writes go through one connection in durable transactions (see `writer.py`; the `Journal` groups them), reads through a
 small pool beside it. A restart reads `unfinished()` and goes on: a stage that is stored never runs again.
 
+One service works with a SQLite file; any number share a PostgreSQL database, and one of them leads (see `lease.py`).
+
 Every read that takes `tenant` sees only that tenant's jobs; None sees all.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Self
 
@@ -53,11 +55,13 @@ from llmsched.model.records import (
     Writes,
 )
 from llmsched.store import rows
+from llmsched.store.lease import ARRIVALS, Lease
 from llmsched.store.location import Location
 from llmsched.store.migrate import upgrade
 from llmsched.store.reader import PostgresReader, Reader, SqliteReader
 from llmsched.store.schema import (
     applications,
+    arrivals,
     callbacks,
     events,
     jobs,
@@ -111,6 +115,7 @@ _SHOW = (
     .where(applications.c.name == bindparam("of"), applications.c.version == bindparam("v"))
     .values(deleted_at=null())
 )
+_MEET = delete(arrivals).where(arrivals.c.job == bindparam("arrived"))
 _OUTDATE = delete(profiles).where(
     profiles.c.application == bindparam("of"), profiles.c.number <= bindparam("last_outdated")
 )
@@ -175,18 +180,31 @@ class Store:
         """Raises BackendError if the database does not answer."""
         await self._read(select(1))
 
-    async def acquire_service_lock(self, *, patience: float = 3.0) -> None:
-        """Makes this process the one service that schedules this store's jobs. Whoever only reads needs no lock.
+    async def acquire_service_lock(self) -> None:
+        """Makes this process the one service that works with a SQLite file. Whoever only reads needs no lock.
 
-        patience: seconds to wait for PostgreSQL to notice that a killed service is gone.
-        Raises Conflict if another process is that. A service that lost its PostgreSQL connection takes the lock again
-        by itself; if another one held it in between, `fenced` is true from then on and nothing is written any more.
+        Raises Conflict if another process is that.
         """
-        await self._writer.lock_service(patience)
+        assert isinstance(self._writer, SqliteWriter), self
+        await self._writer.lock_service()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several services may work with this store, one of which holds its lease."""
+        return isinstance(self._writer, PostgresWriter)
+
+    def lease(self, url: str, seconds: float, on_arrivals: Callable[[], None] = lambda: None) -> Lease:
+        """This service's side of the lease of a store that is shared; arguments as `Lease` has them."""
+        return Lease(self._location, url, seconds, on_arrivals)
+
+    def lead(self, epoch: int) -> None:
+        """From now on nothing is written unless the lease still has this epoch; if not, `fenced` is true for ever."""
+        assert isinstance(self._writer, PostgresWriter), self
+        self._writer.epoch = epoch
 
     @property
     def fenced(self) -> bool:
-        """Another service took this store over; this one has to stop."""
+        """Another service leads; this one has to stop."""
         return self._writer.fenced
 
     # ------------------------------------------------------------------------------------------------ writing
@@ -208,7 +226,11 @@ class Store:
             Statement(sql.update, [rows.update_row(change) for change in writes.updates]),
             Statement(sql.insert(traces, again), list(writes.traces)),
             Statement(sql.callback, [rows.callback_row(callback) for callback in writes.callbacks]),
+            Statement(sql.insert(arrivals, again), [(job,) for job in writes.arrivals]),
+            Statement(sql.meet, [(job,) for job in writes.met]),
         ]
+        if writes.arrivals and self.is_shared:
+            work.append(Statement(f"NOTIFY {ARRIVALS}", [()]))
         if writes.usage and not (again and await self._is_there(writes.events[0])):
             work.append(Statement(sql.use, _by_day(writes.usage)))
         if any(statement.rows for statement in work):
@@ -417,10 +439,26 @@ class Store:
         """The tenants that have ever used anything, in alphabetical order."""
         return [row.tenant for row in await self._read(select(usage.c.tenant).distinct().order_by(usage.c.tenant))]
 
-    async def unfinished(self) -> AsyncIterator[StoredJob]:
-        """Every job that is neither completed, failed nor cancelled, in order of submission."""
-        query = select(jobs.c.number).where(jobs.c.status.in_([s.value for s in UNFINISHED]))
-        numbers = sorted(row.number for row in await self._read(query))
+    async def arrivals(self) -> list[str]:
+        """Jobs that the leader has not taken up."""
+        return [row.job for row in await self._read(select(arrivals.c.job))]
+
+    async def told(self, ids: Sequence[str]) -> list[EventRecord]:
+        """Everything that clients were told of these jobs, each in order."""
+        found = []
+        for some in _chunks(list(ids), CHUNK):
+            query = select(events).where(events.c.job.in_(some)).order_by(events.c.job, events.c.seq)
+            found += [rows.event_of(row) for row in await self._read(query)]
+        return found
+
+    async def unfinished(self, ids: Iterable[str] | None = None) -> AsyncIterator[StoredJob]:
+        """Every job that is neither completed, failed nor cancelled, in order of submission. ids: only of these."""
+        wanted = [jobs.c.status.in_([s.value for s in UNFINISHED])]
+        numbers = []
+        for some in [None] if ids is None else _chunks(list(ids), 5 * CHUNK):
+            theirs = wanted if some is None else [*wanted, jobs.c.id.in_(some)]
+            numbers += [row.number for row in await self._read(select(jobs.c.number).where(*theirs))]
+        numbers.sort()
         for some in _chunks(numbers, CHUNK):
             for stored in await self._whole(jobs.c.number.in_(some)):
                 yield stored
@@ -508,6 +546,7 @@ class _Sql:
         self.show = self._compiled(_SHOW)
         self.outdate = self._compiled(_OUTDATE)
         self.revoke = self._compiled(_REVOKE)
+        self.meet = self._compiled(_MEET)
         self.use = self._compiled(self._add_usage())
 
     def _add_usage(self) -> Insert:

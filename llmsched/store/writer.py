@@ -16,7 +16,6 @@ import fcntl
 import os
 import socket
 import sqlite3
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,8 +41,8 @@ POSTGRES_FAILURES = (
     OSError,
     TimeoutError,
 )
-#: Key of PostgreSQL's advisory lock for the one service of a database.
-SERVICE_LOCK = 0x6C6C6D73
+#: Seconds after which PostgreSQL gives up a transaction in which nothing happens: its gateway is frozen, or gone.
+IDLE_IN_TRANSACTION = 2.0
 
 
 class Statement(NamedTuple):
@@ -56,13 +55,10 @@ class Statement(NamedTuple):
 class Writer(Protocol):
     @property
     def fenced(self) -> bool:
-        """Another service has worked with this database since we held the lock: nothing is written any more."""
+        """Another service leads: nothing is written any more."""
 
     async def run(self, work: Sequence[Statement]) -> int:
         """One transaction; rows affected by a single-row last statement."""
-
-    async def lock_service(self, patience: float) -> None:
-        """Raises Conflict if another service holds the lock; it is released by `close` or the end of the process."""
 
     async def close(self) -> None: ...
 
@@ -107,7 +103,8 @@ class SqliteWriter:
     async def run(self, work: Sequence[Statement]) -> int:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 
-    async def lock_service(self, patience: float) -> None:
+    async def lock_service(self) -> None:
+        """Raises Conflict if another service holds the lock; it is released by `close` or the end of the process."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._lock_service)
 
     async def close(self) -> None:
@@ -180,13 +177,14 @@ class SqliteWriter:
 
 
 class PostgresWriter:
-    """The service's lock belongs to the same connection, so that whoever loses the one cannot write with the other."""
+    """Writes for whoever comes; with an `epoch` only as long as the lease has that one."""
 
     def __init__(self, location: Location) -> None:
         self._location = location
         self._turn = asyncio.Lock()
         self._connection: Any = None
-        self._holder: str | None = None
+        #: Of the lease under which this service leads; None: what it writes is nobody else's business.
+        self.epoch: int | None = None
         self.fenced = False
 
     async def run(self, work: Sequence[Statement]) -> int:
@@ -195,9 +193,12 @@ class PostgresWriter:
                 connection = await self._connected()
                 affected = 0
                 async with connection.transaction():
+                    if self.epoch is not None:
+                        await self._check(connection, self.epoch)
                     for sql, rows in work:
                         if len(rows) == 1:
-                            affected = int((await connection.execute(sql, *rows[0])).split()[-1])
+                            count = (await connection.execute(sql, *rows[0])).split()[-1]
+                            affected = int(count) if count.isdigit() else 0
                         else:
                             await connection.executemany(sql, rows)
                 return affected
@@ -214,24 +215,6 @@ class PostgresWriter:
                 self._disconnect()  # cancelled half-way: nobody knows what the connection is doing
                 raise
 
-    async def lock_service(self, patience: float) -> None:
-        async with self._turn:
-            try:
-                connection = await self._connected()
-                if not await self._granted(connection, patience):
-                    holder = await connection.fetchval("SELECT holder FROM services WHERE id = 1")
-                    raise refused(self._location.shown, holder)
-                self._holder = this_service()
-                await connection.execute(
-                    "INSERT INTO services (id, holder, since) VALUES (1, $1, $2)"
-                    " ON CONFLICT (id) DO UPDATE SET holder = excluded.holder, since = excluded.since",
-                    self._holder,
-                    time.time(),
-                )
-            except POSTGRES_FAILURES as error:
-                self._disconnect()
-                raise self._failed(error) from error
-
     async def close(self) -> None:
         async with self._turn:
             if self._connection is not None:
@@ -241,36 +224,18 @@ class PostgresWriter:
                     self._connection.terminate()
                 self._connection = None
 
-    async def _connected(self) -> Any:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await connect_postgres(self._location)
-            if self._holder is not None:
-                await self._relock(self._connection, self._holder)
-        return self._connection
-
-    async def _relock(self, connection: Any, holder: str) -> None:
-        """Takes the service's lock again, unless somebody else held it in between.
-
-        Our own lost connection may hold it for a while: that is a BackendError, to be tried again.
-        """
+    async def _check(self, connection: Any, epoch: int) -> None:
+        """Holds the lease's row to the end of the transaction: nobody takes it before that. Raises BackendError."""
         if not self.fenced:
-            if not await self._granted(connection, 1.0):
-                self._disconnect()
-                raise BackendError(f"the store {self._location.shown}: the service's lock is not free again yet")
-            self.fenced = await connection.fetchval("SELECT holder FROM services WHERE id = 1") != holder
+            self.fenced = await connection.fetchval("SELECT epoch FROM lease WHERE id = 1 FOR SHARE") != epoch
         if self.fenced:
-            self._disconnect()
             raise BackendError(f"the store {self._location.shown} was taken over by another llmsched service")
 
-    async def _granted(self, connection: Any, patience: float) -> bool:
-        await connection.execute(f"SET lock_timeout = {max(1, int(patience * 1000))}")
-        try:
-            await connection.execute("SELECT pg_advisory_lock($1)", SERVICE_LOCK)
-            return True
-        except asyncpg.LockNotAvailableError:
-            return False
-        finally:
-            await connection.execute("RESET lock_timeout")
+    async def _connected(self) -> Any:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = connection = await connect_postgres(self._location)
+            await connection.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_IN_TRANSACTION * 1000)}")
+        return self._connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -23,45 +22,20 @@ from llmsched.runtime.emulator import EmulatedEngine, emulated
 from llmsched.store.store import Store
 from llmsched.workloads import APPLICATIONS
 from tests.integration.databases import postgres, postgres_url, store_url
-from tests.integration.service import Event, RunningService, a_recording, events_of, running_service, until
+from tests.integration.followers import Follower, check_story
+from tests.integration.service import RunningService, a_recording, running_service, until
 
 __all__ = ["postgres", "postgres_url", "store_url"]
 
 #: A stage goes this way only. What is "over" is committed; a crash may take "running" back to "ready" or "waiting".
 _RANK = {"waiting": 0, "ready": 1, "running": 2, "done": 3, "skipped": 3}
 _STATUS = ["queued", "running", "completed"]
-_OVER = ("job.completed", "job.failed", "job.cancelled")
 
 
 @asynccontextmanager
 async def fleet(count: int, **settings: Any) -> AsyncIterator[list[EmulatedEngine]]:
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(emulated(**settings)) for _ in range(count)]
-
-
-class Follower:
-    """A client of one job's event stream that comes back with `Last-Event-ID` until the job is over."""
-
-    def __init__(self, service: RunningService, id: str) -> None:
-        self.id = id
-        self.events: list[Event] = []
-        self.task = asyncio.create_task(self._follow(service))
-
-    @property
-    def is_over(self) -> bool:
-        return bool(self.events) and self.events[-1][1] in _OVER
-
-    async def _follow(self, service: RunningService) -> None:
-        while not self.is_over:
-            headers = {"Last-Event-ID": str(self.events[-1][0])} if self.events else {}
-            with suppress(httpx.HTTPError):  # killed in mid-stream, or not there again yet
-                async with service.http.stream("GET", f"/v1/jobs/{self.id}/events", headers=headers) as answer:
-                    assert answer.status_code == 200
-                    text = ""
-                    async for chunk in answer.aiter_text():
-                        whole, cut, text = (text + chunk).rpartition("\n\n")
-                        self.events += events_of(whole + cut)
-            await asyncio.sleep(0.01)
 
 
 class Poller:
@@ -180,22 +154,6 @@ async def test_kill_9_at_any_moment_loses_and_repeats_nothing(tmp_path: Path, st
 
 def has_seen(followers: list[Follower], stages: float) -> bool:
     return sum(e[1] == "stage.completed" for f in followers for e in f.events) >= stages
-
-
-def check_story(follower: Follower, recording: dict[str, Any]) -> None:
-    """Every event once, in order; every stage completed once; one outcome, and it comes last."""
-    assert [e[0] for e in follower.events] == list(range(1, len(follower.events) + 1))
-    types = Counter(e[1] for e in follower.events)
-    assert (types["job.submitted"], types["job.started"], types["job.completed"]) == (1, 1, 1)
-    assert sum(types[t] for t in _OVER) == 1
-    assert follower.events[-1][1] == "job.completed"
-    ran = {s["name"] for s in recording["stages"] if s["kind"] != "dynamic"}
-    assert Counter(e[2]["stage"] for e in follower.events if e[1] == "stage.completed") == dict.fromkeys(ran, 1)
-    over: set[str] = set()
-    for _, type, data in follower.events:
-        if type == "stage.completed":
-            over.add(data["stage"])
-        assert type != "stage.started" or data["stage"] not in over, f"{data} started after its completion"
 
 
 async def test_a_job_is_durable_before_it_is_acknowledged(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from llmsched.model.recording import Recording
 from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecord, StoredJob, Writes
 from llmsched.store.export import export, trace_of
 from llmsched.store.journal import Journal
+from llmsched.store.lease import Lease
 from llmsched.store.location import Location
 from llmsched.store.migrate import VERSION_TABLE
 from llmsched.store.rows import StoredProfile
@@ -600,6 +602,9 @@ async def test_a_database_of_the_first_version_keeps_what_it_has(store_url: str)
         await fill(store, [completed(1)])
 
         def as_it_was(connection: Any) -> None:
+            connection.execute(text("DROP TABLE lease"))
+            connection.execute(text("DROP TABLE arrivals"))
+            connection.execute(text("CREATE TABLE services (id INTEGER PRIMARY KEY)"))
             connection.execute(text("DROP TABLE keys"))
             connection.execute(text("DROP TABLE usage"))
             connection.execute(text("DROP TABLE callbacks"))
@@ -662,13 +667,18 @@ asyncio.run(main())
 """
 
 
-async def test_a_second_service_is_refused_until_the_first_is_gone_even_by_kill(store_url: str) -> None:  # noqa: F811
-    with child(HOLD, store_url) as first:
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/jobs.db"
+
+
+async def test_a_second_service_is_refused_until_the_first_is_gone_even_by_kill(sqlite_url: str) -> None:
+    with child(HOLD, sqlite_url) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
-        async with await Store.open(store_url) as store:
+        async with await Store.open(sqlite_url) as store:
             with pytest.raises(Conflict, match=f"another llmsched service .process {first.pid} on ") as refused:
-                await store.acquire_service_lock(patience=0)
+                await store.acquire_service_lock()
             assert refused.value.field == "store"
             assert await store.jobs() == []  # who only reads is welcome
             first.kill()
@@ -677,13 +687,16 @@ async def test_a_second_service_is_refused_until_the_first_is_gone_even_by_kill(
             await fill(store, [job(1)])
 
 
-async def test_a_closed_store_gives_the_lock_back(store_url: str) -> None:  # noqa: F811
-    async with await Store.open(store_url) as first, await Store.open(store_url) as second:
+async def test_a_closed_store_gives_the_lock_back(sqlite_url: str) -> None:
+    async with await Store.open(sqlite_url) as first, await Store.open(sqlite_url) as second:
         await first.acquire_service_lock()
         with pytest.raises(Conflict, match="another llmsched service"):
-            await second.acquire_service_lock(patience=0)
+            await second.acquire_service_lock()
         await first.close()
         await second.acquire_service_lock()
+
+
+# ----------------------------------------------------------------------------------------------------- the lease
 
 
 async def disconnect(url: str) -> None:
@@ -696,28 +709,82 @@ async def disconnect(url: str) -> None:
     await admin.close()
 
 
-async def test_a_lost_connection_is_made_anew_with_the_lock(postgres_url: str) -> None:  # noqa: F811
-    async with await Store.open(postgres_url) as store, await Store.open(postgres_url) as other:
-        await store.acquire_service_lock()
+@asynccontextmanager
+async def leased(url: str, name: str, seconds: float = 60.0) -> AsyncIterator[tuple[Store, Lease]]:
+    async with await Store.open(url) as store:
+        lease = store.lease(f"http://{name}", seconds)
+        yield store, lease
+        await lease.close()
+
+
+async def test_one_leads_and_the_others_know_whom_to_ask(postgres_url: str) -> None:  # noqa: F811
+    async with leased(postgres_url, "a") as (_, a), leased(postgres_url, "b") as (_, b):
+        assert (await a.look())[:4] == (0, "", "", "")
+        assert not (await a.look()).is_alive
+        assert await a.take()
+        assert not await b.take()
+        assert await a.renew(active_jobs=7)
+        assert await b.look() == (1, a.holder, "http://a", a.secret, 7, True)
+        assert a.number != b.number
+        await a.close()
+        assert await b.take()
+        assert b.epoch == 2
+
+
+async def age(url: str, seconds: float) -> None:
+    """So many seconds pass for the lease."""
+    admin = await asyncpg.connect(url)
+    await admin.execute("UPDATE lease SET renewed_at = renewed_at - $1::float8", seconds)
+    await admin.close()
+
+
+async def test_a_lease_runs_out_while_its_session_lives_and_sooner_without(postgres_url: str) -> None:  # noqa: F811
+    async with leased(postgres_url, "a") as (_, a), leased(postgres_url, "b") as (_, b):
+        assert await a.take()
+        await age(postgres_url, 45)
+        assert not await b.take()
+        await age(postgres_url, 15)
+        assert await b.take()
+        assert not await a.renew(0)
+        await disconnect(postgres_url)
+        with suppress(BackendError):
+            await a.take()
+        assert not await a.take()
+        await age(postgres_url, 30)
+        assert await a.take()  # b had no session any more, and did not renew
+
+
+async def test_a_lost_connection_costs_nobody_the_lead(postgres_url: str) -> None:  # noqa: F811
+    async with leased(postgres_url, "a") as (store, a), leased(postgres_url, "b") as (_, b):
+        assert await a.take()
+        assert a.epoch is not None
+        store.lead(a.epoch)
         await fill(store, [job(1)])
         await disconnect(postgres_url)
+        with suppress(BackendError):
+            await a.renew(0)
         assert await store.jobs() == [job(1)]  # reads notice nothing
         journal = Journal(store, retry_delays=(0.0,))
         await journal.append(Writes(jobs=[(job(2), None)]))
         assert await store.jobs() == [job(2), job(1)]
-        with pytest.raises(Conflict):
-            await other.acquire_service_lock(patience=0)
+        assert await a.renew(0)
+        with suppress(BackendError):
+            await b.take()
+        assert not await b.take()
         await journal.close()
 
 
-async def test_a_service_that_was_replaced_writes_nothing_more(postgres_url: str) -> None:  # noqa: F811
-    async with await Store.open(postgres_url) as old:
-        await old.acquire_service_lock()
+async def test_a_leader_that_was_replaced_writes_nothing_more(postgres_url: str) -> None:  # noqa: F811
+    async with leased(postgres_url, "a") as (old, a), leased(postgres_url, "b") as (new, b):
+        assert await a.take()
+        assert a.epoch is not None
+        old.lead(a.epoch)
         await fill(old, [job(1)])
-        await disconnect(postgres_url)
-        async with await Store.open(postgres_url) as new:
-            await new.acquire_service_lock()
-            await fill(new, [job(2)])
+        await age(postgres_url, 60)
+        assert await b.take()
+        assert b.epoch is not None
+        new.lead(b.epoch)
+        await fill(new, [job(2)])
         journal = Journal(old, retry_delays=(0.0,))
         with pytest.raises(BackendError, match="taken over by another llmsched service"):
             await journal.append(Writes(jobs=[(job(3), None)]))
@@ -727,6 +794,41 @@ async def test_a_service_that_was_replaced_writes_nothing_more(postgres_url: str
             await journal.append(Writes(jobs=[(job(4), None)]))
         assert await old.jobs() == [job(2), job(1)]
         await journal.close()
+
+
+async def test_a_transaction_in_progress_comes_before_the_next_leader(postgres_url: str) -> None:  # noqa: F811
+    """What a leader began to write while it led is committed before another one leads, or not at all."""
+    async with leased(postgres_url, "a") as (_, a), leased(postgres_url, "b") as (_, b):
+        assert await a.take()
+        await age(postgres_url, 60)
+        frozen = await asyncpg.connect(postgres_url)
+        await frozen.execute("SET idle_in_transaction_session_timeout = 1000")
+        transaction = frozen.transaction()
+        await transaction.start()
+        await frozen.fetchval("SELECT epoch FROM lease WHERE id = 1 FOR SHARE")
+        began = time.monotonic()
+        assert await b.take()
+        assert time.monotonic() - began > 0.5  # it waited for the transaction, which PostgreSQL gave up
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InternalClientError)):
+            await frozen.execute("SELECT 1")
+        frozen.terminate()
+
+
+async def test_jobs_that_arrive_are_announced_until_they_are_met(postgres_url: str) -> None:  # noqa: F811
+    heard = asyncio.Event()
+    async with await Store.open(postgres_url) as leader, await Store.open(postgres_url) as other:
+        lease = leader.lease("http://a", 5.0, heard.set)
+        await lease.take()
+        heard.clear()
+        await other.write(Writes(jobs=[(job(1), None)], events=[event("job_1", 1)], arrivals=["job_1"]))
+        async with asyncio.timeout(5):
+            await heard.wait()
+        assert await leader.arrivals() == ["job_1"]
+        assert [stored.job.id async for stored in leader.unfinished(["job_1", "job_2"])] == ["job_1"]
+        assert await leader.told(["job_1"]) == [event("job_1", 1)]
+        await leader.write(Writes(met=["job_1"]))
+        assert await leader.arrivals() == []
+        await lease.close()
 
 
 # ------------------------------------------------------------------------------------------------- the journal
@@ -902,7 +1004,6 @@ async def test_the_journal_of_a_real_store_keeps_order(store: Store) -> None:
 WRITE = """
 async def main():
     store = await Store.open(sys.argv[1])
-    await store.acquire_service_lock()
     journal = Journal(store)
     async def submit(n):
         rows = [stage(f"job_{n}", f"s{k}", k, outputs=["x" * 2000]) for k in range(1, 6)]
@@ -925,7 +1026,6 @@ async def test_kill_in_mid_write_loses_nothing_that_was_acknowledged(store_url: 
             os.kill(writer.pid, signal.SIGKILL)
             acknowledged += [int(line) for line in writer.stdout if line.endswith("\n")]
         async with await Store.open(store_url) as store:
-            await store.acquire_service_lock()
             restored = await everything(store.unfinished())
         found = [stored.job.number for stored in restored]
         assert set(acknowledged) <= set(found)
@@ -1089,7 +1189,6 @@ async def test_the_size_of_an_input_is_exported_and_read_again(store: Store) -> 
 
 
 async def test_an_export_reads_beside_a_service_that_writes(store: Store, store_url: str) -> None:  # noqa: F811
-    await store.acquire_service_lock()
     await fill(store, (completed(n) for n in range(1, 251)))
     async with await Store.open(store_url, create=False) as reader:
         seen = 0
