@@ -56,4 +56,5 @@ async def profile(pid: int, seconds: float) -> dict[str, float]:
         if await spy.wait():
             raise RuntimeError(f"py-spy cannot look into process {pid}; it needs the right to (ptrace)")
         lines = [line.rpartition(" ") for line in out.read_text().splitlines()]  # noqa: ASYNC240 (all is measured)
-    return shares(((stack, int(samples)) for stack, _, samples in lines), GROUPS)
+    # Reading a process that goes on now and then gives a name that is none, line breaks included.
+    return shares(((stack, int(samples)) for stack, _, samples in lines if samples.isdigit()), GROUPS)

@@ -22,8 +22,8 @@ from llmsched.gateway import openai
 from llmsched.gateway.body import read_body
 from llmsched.gateway.context import Context, context_of
 from llmsched.gateway.edge import refuse
+from llmsched.model.records import Leader
 from llmsched.runtime.replicas.peer import FAILURES, FEED, LIVE, RELAYED
-from llmsched.store.lease import Leader
 
 #: What every gateway answers: the method, and the path.
 _HERE = re.compile(r"GET /v1/(events|jobs|jobs/[^/]+|jobs/[^/]+/events)|POST /v1/jobs(:batch)?")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+from llmsched.model.jsontext import to_json
 from llmsched.model.records import EventRecord
 from llmsched.runtime.hub import Hub, Subscription
-from llmsched.store.rows import to_json
 from llmsched.store.store import Store
 
 #: Seconds between comments that keep proxies from closing a quiet stream.

@@ -180,6 +180,20 @@ class Usage(NamedTuple):
         return Usage(self.tenant, self.day, *sums)
 
 
+class Leader(NamedTuple):
+    """The gateway that leads, or did so last.
+
+    secret: by which gateways know each other. active_jobs: when it renewed its lease.
+    """
+
+    epoch: int
+    holder: str
+    url: str
+    secret: str
+    active_jobs: int
+    is_alive: bool
+
+
 class StoredJob(NamedTuple):
     """A job with all that was stored of it. recording: the JSON it was submitted with; stages: by position."""
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from llmsched.errors import BackendError
+from llmsched.model.records import Leader
 from llmsched.store.location import Location
 from llmsched.store.writer import POSTGRES_FAILURES, connect_postgres, this_service
 
@@ -45,17 +46,6 @@ _RENEW = f"""
 """
 _LOOK = f"SELECT epoch, holder, url, secret, active_jobs, {_NOW} <= renewed_at + lasts AS is_alive FROM lease"
 _GIVE_BACK = "UPDATE lease SET renewed_at = 0, lasts = 0 WHERE id = 1 AND epoch = $1"
-
-
-class Leader(NamedTuple):
-    """Who leads, or did so last. secret: known to whoever may read the database. active_jobs: when it renewed last."""
-
-    epoch: int
-    holder: str
-    url: str
-    secret: str
-    active_jobs: int
-    is_alive: bool
 
 
 class Lease:

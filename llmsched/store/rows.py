@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from typing import Any, NamedTuple
 
-import orjson
 from sqlalchemy import Row as SqlRow
 
 from llmsched.model.events import JobClass, TaskResult
 from llmsched.model.job import JobStatus
+from llmsched.model.jsontext import from_json, to_json
 from llmsched.model.kinds import StageKind
 from llmsched.model.records import (
     ApplicationRecord,
@@ -24,20 +23,6 @@ from llmsched.model.records import (
 
 Row = tuple[Any, ...]
 Rows = list[Row]
-
-
-def to_json(value: Json) -> str:
-    """JSON text. A leading space marks what only Python's own reader understands: halves of surrogate pairs, integers
-    beyond 64 bits."""
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:
-        return " " + json.dumps(value)
-
-
-def from_json(text: str) -> Json:
-    """The value of a text that `to_json` made."""
-    return json.loads(text) if text.startswith(" ") else orjson.loads(text)
 
 
 def _optional(value: Json) -> str | None:

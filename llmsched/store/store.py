@@ -40,6 +40,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from llmsched.errors import BackendError, InvalidSetting
 from llmsched.model.job import JobStatus
+from llmsched.model.jsontext import to_json
 from llmsched.model.records import (
     UNFINISHED,
     ApplicationRecord,
@@ -269,7 +270,7 @@ class Store:
         if found and found[0].digest == digest:
             await self._writer.run([Statement(self._sql.show, [(name, newest)])])
             return newest
-        row = (name, newest + 1, digest, time.time(), None, rows.to_json(dict(definition)))
+        row = (name, newest + 1, digest, time.time(), None, to_json(dict(definition)))
         await self._writer.run([Statement(self._sql.insert(applications, False), [row])])
         return newest + 1
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from llmsched.errors import BackendError, LlmschedError
-from llmsched.store.lease import Leader
+from llmsched.model.records import Leader
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ LOOKS = 5
 
 
 class Lease(Protocol):
-    """What is asked of the lease; see `llmsched.store.lease`."""
+    """What is asked of the store's lease; see there."""
 
     seconds: float
     epoch: int | None

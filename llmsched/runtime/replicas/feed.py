@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from llmsched.model.jsontext import from_json, to_json
 from llmsched.model.records import EventRecord
-from llmsched.store.rows import from_json, to_json
 
 #: Lines that wait for a gateway; one that is slower begins anew.
 MOST_LINES = 10_000

@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 import httpx
 
+from llmsched.model.records import Leader
 from llmsched.runtime.hub import Hub
 from llmsched.runtime.replicas.feed import decode
 from llmsched.runtime.transport import transport_for
-from llmsched.store.lease import Leader
 
 log = logging.getLogger(__name__)
 
