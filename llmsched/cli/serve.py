@@ -64,6 +64,9 @@ def serve(
     store: Annotated[
         str | None, typer.Option(help="sqlite:///jobs.db or postgresql://…", show_default="sqlite:///llmsched.db")
     ] = None,
+    advertise: Annotated[
+        str | None, typer.Option(help="Where other gateways of the same PostgreSQL reach this one.", show_default=False)
+    ] = None,
     ui: Annotated[
         bool | None, typer.Option("--ui/--no-ui", help="The operators' page at /ui.", show_default="--ui")
     ] = None,
@@ -91,6 +94,7 @@ def serve(
         "handlers": handlers or None,
         "workers": workers,
         "store": store,
+        "advertise": advertise,
         "ui": ui,
         "log_format": log_format,
         "log_level": log_level,

@@ -274,3 +274,33 @@ async def test_all_events_are_heard_everywhere(tmp_path: Path, postgres_url: str
         for task in listening:
             task.cancel()
         await asyncio.wait(listening)
+
+
+async def test_a_database_that_is_away_for_longer_than_the_lease_loses_nothing(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    async with emulated(speed=5.0) as engine, gateways(tmp_path, postgres_url, [engine], speed=5) as pair:
+        ids = [(await pair[k % 2].submit(recording=a_recording(seed=k)))["id"] for k in range(4)]
+        followers = [Follower(pair[k % 2], id) for k, id in enumerate(ids)]
+        await until(lambda: engine.server.running > 0)
+        admin = await asyncpg.connect(postgres_url)
+        await admin.execute("UPDATE pg_database SET datallowconn = false WHERE datname = current_database()")
+        try:
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            await asyncio.sleep(2 * LEASE)
+            for gateway in pair:
+                refused = await gateway.get("/ready")
+                assert (refused.status_code, "database" in refused.json()["detail"]) == (503, True)
+                answer = await gateway.post("/v1/jobs", json={"application": "code_generation", "input": {}})
+                assert answer.status_code == 503
+        finally:
+            await admin.execute("UPDATE pg_database SET datallowconn = true WHERE datname = current_database()")
+            await admin.close()
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(f.task for f in followers))
+        for k, follower in enumerate(followers):
+            check_story(follower, a_recording(seed=k))
+        assert sum([await leads(g) for g in pair if g.is_running]) == 1
