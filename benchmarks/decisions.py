@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=0.85)
     parser.add_argument("--policies", default=",".join(n for n, p in POLICIES.items() if not p.is_oracle))
     options = parser.parse_args()
-    print(rig.conditions())
+    print(rig.versions())
     conditions = record.conditions()
     figures = measure(options.traces, options.policies.split(","), options.jobs, options.load)
     rig.show(figures)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -72,14 +71,10 @@ def show(figures: Sequence[Figure]) -> None:
         print(f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {goal:<{widths[2]}}  {verdict}".rstrip(), flush=True)
 
 
-def conditions() -> str:
-    """The machine and the versions the numbers belong to, one line."""
+def versions() -> str:
+    """The versions the numbers belong to, one line."""
     packages = ("fastapi", "uvicorn", "httptools", "aiohttp", "sqlalchemy", "pydantic")
-    load = os.getloadavg()[0]
-    return (
-        f"{os.cpu_count()} CPUs ({platform.machine()}), load {load:.1f} before, Python {platform.python_version()}, "
-        f"SQLite {_sqlite()}, " + ", ".join(f"{p} {version(p)}" for p in packages)
-    )
+    return f"SQLite {_sqlite()}, " + ", ".join(f"{p} {version(p)}" for p in packages)
 
 
 def _sqlite() -> str:

@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"comma list of {', '.join(BENCHMARKS)}")
     options = parser.parse_args()
     missed = 0
-    print(rig.conditions())
+    print(rig.versions())
     for name in options.only.split(","):
         if name not in BENCHMARKS:
             parser.error(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")

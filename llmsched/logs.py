@@ -32,8 +32,8 @@ def configure(level: str = "info", style: str = "text", *, access: bool = True) 
 
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What the caller handed in as `extra`."""
-    return {k: v for k, v in vars(record).items() if k not in _STANDARD}
+    """What the caller handed in as `extra`; names with `_` in front are of libraries that mark every record (Ray)."""
+    return {k: v for k, v in vars(record).items() if k not in _STANDARD and not k.startswith("_")}
 
 
 class TextLines(logging.Formatter):

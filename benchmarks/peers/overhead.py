@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import crosscheck
@@ -40,7 +39,9 @@ from load import LONGEST, MEAN_TOKENS, Chat, Jobs, Load, phase, rate
 from wire import Connection, request
 
 sys.path.append(str(Path(__file__).parents[1]))
+import record
 import rig
+from rig import Figure
 
 RESULTS = servers.ROOT / "benchmarks" / "results" / "peers.json"
 #: Calls a second at which latency is measured: less than half of what LiteLLM streams on two cores.
@@ -271,14 +272,12 @@ def _joined(body: bytes) -> bytes:
 
 
 def conditions(plan: Plan) -> dict[str, Any]:
-    git = ["git", "-C", str(servers.ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run([*git, "status", "--porcelain", "llmsched"], capture_output=True, text=True, check=False)
+    told = record.conditions()
     return {
         "at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "command": shlex.join(["python", "benchmarks/peers/overhead.py", *plan.words]),
-        "commit": commit.stdout.strip() + (" with changes" if dirty.stdout.strip() else ""),
-        "machine": f"{os.cpu_count()} CPUs ({_processor()}), Python {platform.python_version()}",
+        "commit": told["commit"],
+        "machine": told["machine"],
         "versions": {name: version(name) for name in ("uvicorn", "aiohttp", "httptools", "uvloop")},
         "litellm": servers.LITELLM[1],
         "aiperf": servers.AIPERF[1],
@@ -286,16 +285,31 @@ def conditions(plan: Plan) -> dict[str, Any]:
         "window_s": plan.window_s,
         "rate": RATE,
         "tokens": MEAN_TOKENS,
-        "load before": _machine_load(),
+        "load before": told["load"],
     }
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+def figures(document: Mapping[str, Any]) -> list[Figure]:
+    """What the door adds, held against what the peer adds; how many times its throughput."""
+    found = []
+    for point in document["points"]:
+        for quantile in ("p50", "p99"):
+            added, others = point["added"][DOOR][quantile][0], point["added"][PEER][quantile][0]
+            where = f"{quantile} at {point['in flight']} in flight, {point['mode']}"
+            found.append(Figure(f"added {where}; goal: {PEER}", added, "ms", others))
+    for ceiling in document["ceilings"]:
+        found.append(Figure(f"calls a second, {ceiling['mode']}", median(ceiling["rates"][DOOR]), "/s"))
+        for peer, times in ceiling["times the peer"].items():
+            found.append(Figure(f"times the throughput of {peer}, {ceiling['mode']}", times[0], "", page.TIMES, False))
+    return found
+
+
+def put_on_record(document: Mapping[str, Any]) -> None:
+    """With the conditions of the last run."""
+    last = document["runs"][-1]
+    told = {"machine": last["machine"], "load": last["load before"], "date": last["at"].split()[0]}
+    title = "Peers: a call through the door beside LiteLLM"
+    record.save("peers", title, "make bench-peers", figures(document), told | {"commit": last["commit"]})
 
 
 def _shown(words: Sequence[str]) -> tuple[str, ...]:
@@ -318,6 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.only_page:
         document = json.loads(RESULTS.read_text())
         page.write(document)
+        put_on_record(document)
         return 0
     levels = tuple(int(level) for level in given.levels.split(","))
     parts = tuple(given.parts.split(","))
@@ -343,6 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (given.out or RESULTS).write_text(json.dumps(document, indent=1) + "\n")
     if given.out is None and not given.quick:
         page.write(document)
+        put_on_record(document)
     print(page.text(document))
     missed = page.missed(document)
     print("\n".join(missed) or "every goal met")

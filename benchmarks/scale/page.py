@@ -15,6 +15,8 @@ END = "<!-- end of what was measured -->"
 
 #: Goals: seconds of event-loop lag (p99) at every point, bytes of memory per active job.
 LAG, MEMORY = 0.050, 30_000.0
+#: Jobs from which on their memory is more than what else grows with them.
+MANY = 1_000
 
 
 def write(document: Mapping[str, Any], path: Path = PAGE) -> None:
@@ -57,7 +59,7 @@ def missed(document: Mapping[str, Any]) -> list[str]:
             if p["lag_p99"] >= LAG
         ]
         filling = series["filling"]
-        if filling["jobs"] >= 1_000 and filling["memory_per_job"] >= MEMORY:
+        if filling["jobs"] >= MANY and filling["memory_per_job"] >= MEMORY:
             told.append(
                 f"{filling['jobs']:,} jobs take {filling['memory_per_job'] / 1e3:.1f} kB each"
                 f" ({filling['policy']}); the goal is {MEMORY / 1e3:.0f} kB"
@@ -66,7 +68,8 @@ def missed(document: Mapping[str, Any]) -> list[str]:
 
 
 def _conditions(c: Mapping[str, Any]) -> str:
-    return f"{c['date']}, commit {c['commit']}; {c['machine']}. `{c['command']}`."
+    where = f"{c['machine']}, load {c['load']:g} before; {c['versions']}"
+    return f"{c['date']}, commit {c['commit']}; {where}. `{c['command']}`."
 
 
 def _live(measured: Sequence[Mapping[str, Any]]) -> str:
@@ -97,7 +100,7 @@ def _live(measured: Sequence[Mapping[str, Any]]) -> str:
             f"{f['memory_per_job'] / 1e3:.1f}",
         ]
         for f in (series["filling"] for series in measured)
-        if f["jobs"] >= 1_000
+        if f["jobs"] >= MANY
     ]
     head_of_filling = ["policy", "jobs submitted", "jobs/s", "event-loop lag p99 (ms)", "memory per job (kB)"]
     return f"{_table(head, rows)}\n\nBefore the engines came, while nothing ran:\n\n{_table(head_of_filling, filled)}"

@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 import live
 import page
 import profiled
+import record
 import rig
 import simulated
+from rig import Figure
 
 from llmsched.policies import DEFAULT_POLICY
 
@@ -142,16 +142,27 @@ PARTS: dict[str, Callable[[Plan, live.Inputs], Any]] = {
 
 
 def conditions(command: str, plan: Plan) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.strip() + (" and changes" if changed.strip() else ""),
-        "command": command,
-        "machine": rig.conditions(),
-        "window_s": plan.window,
-        "load": round(os.getloadavg()[0], 1),
-    }
+    return record.conditions() | {"command": command, "versions": rig.versions(), "window_s": plan.window}
+
+
+def figures(document: Mapping[str, Any]) -> list[Figure]:
+    """Event-loop lag and memory beside their goals, and how many tasks a second each point did."""
+    found = []
+    for series in document["live"]["measured"]:
+        for p in series["points"]:
+            where = f"{p['policy']}, {p['jobs']:,} jobs, {p['engines']} engines"
+            found.append(Figure(f"LLM tasks: {where}", p["tasks_per_s"], "/s"))
+            found.append(Figure(f"event-loop lag p99: {where}", p["lag_p99"] * 1e3, "ms", page.LAG * 1e3))
+        filling = series["filling"]
+        if filling["jobs"] >= page.MANY:
+            where = f"{filling['policy']}, {filling['jobs']:,} jobs"
+            found.append(Figure(f"memory per job: {where}", filling["memory_per_job"] / 1e3, "kB", page.MEMORY / 1e3))
+    if growth := document.get("growth"):
+        found.append(Figure("database growth per job", growth["measured"]["per_job"] / 1e3, "kB"))
+    for m in (document.get("simulator") or {"measured": []})["measured"]:
+        where = f"{m['policy']}, {m['jobs']:,} jobs, {m['engines']} engines"
+        found.append(Figure(f"simulator: {where}", m["jobs"] / m["seconds"], "jobs/s"))
+    return found
 
 
 def main() -> int:
@@ -184,6 +195,10 @@ def main() -> int:
         print(page.text(document))
         return 0
     page.write(document)
+    if "live" in document:
+        told = {key: document["live"]["conditions"][key] for key in ("machine", "load", "date", "commit")}
+        title = "Scale: where one process saturates"
+        record.save("scale", title, "make bench-scale", figures(document), told)
     missed = page.missed(document)
     print("\n".join(f"MISSED: {sentence}" for sentence in missed) or "every goal met")
     return 1 if missed else 0

@@ -28,7 +28,16 @@ def with_error(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def test_text_has_time_level_message_and_fields() -> None:
-    record = a_record(engine="e1", slots=16, error="it's gone", path="/a\nINFO forged", empty="", eq="a=b", name_="é")
+    record = a_record(
+        _ray_timestamp_ns=1,
+        engine="e1",
+        slots=16,
+        error="it's gone",
+        path="/a\nINFO forged",
+        empty="",
+        eq="a=b",
+        name_="é",
+    )
     assert logs.TextLines().format(record) == (
         '2026-02-02 02:40:00.500 INFO engine up engine=e1 slots=16 error="it\'s gone"'
         ' path="/a\\nINFO forged" empty= eq="a=b" name_=é'

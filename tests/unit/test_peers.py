@@ -24,7 +24,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
     yield {name: importlib.import_module(name) for name in MODULES}
-    for name in (*MODULES, "rig"):
+    for name in (*MODULES, "record", "rig"):
         del sys.modules[name]
 
 
@@ -308,3 +308,9 @@ def test_aiperf_is_read_and_failed_requests_are_no_result(peers: dict[str, Modul
         latency(told | {"error_request_count": {"unit": "requests", "avg": 3.0}})
     with pytest.raises(RuntimeError, match="397 requests of 400"):
         latency(told | {"request_count": {"unit": "requests", "avg": 397.0}})
+
+
+def test_figures_for_the_record_are_held_against_the_peer(peers: dict[str, ModuleType]) -> None:
+    told = document()
+    figures = peers["overhead"].figures(told | {"points": [], "ceilings": told["ceilings"]})
+    assert [f.goal for f in figures if f.name.startswith("times")] == [2.0] * (len(figures) - len(told["ceilings"]))

@@ -25,7 +25,7 @@ def scale(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "scale"))
     yield {name: importlib.import_module(name) for name in MODULES}
-    for name in (*MODULES, "rig"):
+    for name in (*MODULES, "record", "rig"):
         del sys.modules[name]
 
 
@@ -123,7 +123,14 @@ def test_a_lean_engine_knows_only_what_the_service_asks(scale: dict[str, ModuleT
 
 # -------------------------------------------------------------------------------------------------------- page
 
-CONDITIONS = {"date": "2026-01-02", "commit": "abc", "machine": "2 CPUs", "command": "python x"}
+CONDITIONS = {
+    "date": "2026-01-02",
+    "commit": "abc",
+    "machine": "2 CPUs",
+    "load": 0.5,
+    "versions": "SQLite 3",
+    "command": "python x",
+}
 
 
 def point(**changes: Any) -> dict[str, Any]:
@@ -207,3 +214,10 @@ def test_the_page_in_the_repository_is_that_of_the_results(scale: dict[str, Modu
         pytest.skip("nothing was measured")
     written = page.PAGE.read_text().partition(page.BEGIN)[2].partition(page.END)[0]
     assert written.strip() == page.text(json.loads(results.read_text())).strip()
+
+
+def test_figures_for_the_record_are_held_against_the_goals(scale: dict[str, ModuleType]) -> None:
+    figures = {f.name: f for f in scale["scale"].figures(document(point(lag_p99=0.0621), memory=31_000.0))}
+    lag = figures["event-loop lag p99: fcfs, 1,000 jobs, 4 engines"]
+    assert (round(lag.value, 1), lag.goal, lag.is_met) == (62.1, 50.0, False)
+    assert figures["memory per job: fcfs, 1,000 jobs"].is_met is False
