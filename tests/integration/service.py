@@ -153,6 +153,10 @@ class RunningService(Client):
                     found.append(process)
         return found
 
+    def use(self, **settings: Any) -> None:
+        """From the next start on these settings take the place of those it had."""
+        self._settings |= settings
+
     async def start(self, *, seconds: float = 30.0) -> None:
         """Starts it and waits until it listens; again after an end: on the same port, with the same store."""
         assert not self.is_running, "the service runs already"
