@@ -57,7 +57,7 @@ async def job_stream(
                     return
                 if subscription.catch_up():  # what came has a gap before it; the store has none
                     break
-                # Also where the client has seen higher numbers than there are: of a store that a backup took the place of.
+                # Also for clients that have seen higher numbers than there are, before a backup took the store's place.
                 is_over = events[-1].type in _TERMINAL
                 if events := [event for event in events if event.seq > seen]:
                     seen = events[-1].seq

@@ -122,7 +122,7 @@ async def backed_up_and_restored(
         running_service(folder, store=url, engines=[engine.url], speed=40, workers=4) as service,
     ):
         clients = Clients(service)
-        while len(await listed(service, "completed")) < 5 or len(await listed(service, "running")) < 3:
+        while len(await listed(service, "completed")) < 5 or len(await listed(service, "running")) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         accepted = dict(clients.accepted)
         finished = {id: await view(service, id) for id in await listed(service, "completed")}

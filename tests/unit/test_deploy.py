@@ -26,6 +26,7 @@ from llmsched.gateway.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+RUNBOOK = ROOT / "docs/operations.md"
 
 #: Metric -> its labels: the contract between the service and those who watch it.
 CONTRACT = {
@@ -135,7 +136,18 @@ def rule_queries() -> Iterator[Query]:
         yield Query(f"alert {rule['alert']}", rule["expr"], shown)
 
 
-QUERIES = [*dashboard_queries(), *rule_queries()]
+def runbook_queries() -> Iterator[Query]:
+    """A line of a promql block each."""
+    section = ""
+    for heading, block in re.findall(
+        r"^### ([^\n]+)$|^```promql\n(.*?)```", RUNBOOK.read_text(), re.DOTALL | re.MULTILINE
+    ):
+        section = heading or section
+        for line in block.splitlines():
+            yield Query(f"runbook: {section}", line, set())
+
+
+QUERIES = [*dashboard_queries(), *rule_queries(), *runbook_queries()]
 SERIES = re.compile(r"\b((?:llmsched_|vllm:)\w+)(?:\{([^}]*)\})?")
 
 
@@ -234,6 +246,24 @@ def test_every_alert_is_tested() -> None:
     assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == alerts
 
 
+def test_every_alert_has_a_section_in_the_runbook_that_it_leads_to() -> None:
+    sections = dict(re.findall(r"^### (\w+)$\n(.*?)(?=^##)", RUNBOOK.read_text(), re.DOTALL | re.MULTILINE))
+    alerts = {rule["alert"]: rule for rule in rules()}
+    assert {name for name in sections if name.startswith("Llmsched")} == alerts.keys()
+    for name, rule in alerts.items():
+        assert rule["annotations"]["runbook"] == f"{RUNBOOK.relative_to(ROOT)}#{name.lower()}"
+        told = re.findall(r"^\*\*(\w+)\.\*\*", sections[name], re.MULTILINE)
+        assert told == ["Means", "Confirm", "Do"], name
+        assert any(query.where == f"runbook: {name}" for query in QUERIES), name
+
+
+def test_the_runbook_says_how_severe_every_alert_is() -> None:
+    [table] = re.findall(r"^\| alert \| severity \|.*\n\|[-|]+\n((?:\|.*\n)+)", RUNBOOK.read_text(), re.MULTILINE)
+    cells = [row.split("|") for row in table.splitlines()]
+    told = {name: row[2].strip() for row in cells for name in re.findall(r"\[(\w+)\]", row[1])}
+    assert told == {rule["alert"]: rule["labels"]["severity"] for rule in rules()}
+
+
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
@@ -249,8 +279,9 @@ def test_promtool_accepts_the_configuration_and_the_rules() -> None:
 
 
 @needs_promtool
-def test_promtool_parses_the_queries_of_the_dashboards(tmp_path: Path) -> None:
-    recorded = [{"record": f"query:{i}", "expr": query.expr} for i, query in enumerate(dashboard_queries())]
+def test_promtool_parses_the_queries_of_the_dashboards_and_the_runbook(tmp_path: Path) -> None:
+    asked = [*dashboard_queries(), *runbook_queries()]
+    recorded = [{"record": f"query:{i}", "expr": query.expr} for i, query in enumerate(asked)]
     (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}))
     promtool("check", "rules", "queries.yml", folder=tmp_path)
 
