@@ -20,6 +20,7 @@ from llmsched.config import EngineSettings, Settings, ToolSettings
 from llmsched.gateway import jobs, management, operation, tenants
 from llmsched.gateway.metrics import Metrics
 from llmsched.model.recording import Recording
+from llmsched.policies import DEFAULT_POLICY
 from llmsched.runtime.engine import EngineError
 from llmsched.runtime.tools.work import WorkerError
 from llmsched.store.location import Location
@@ -137,7 +138,7 @@ def test_the_answers_of_ready_are_those_of_the_service() -> None:
 
 RUNBOOK = ROOT / "docs/operations.md"
 #: Names of its text that are none of settings, metrics, or reasons of failures.
-OTHERS = {"max_tokens", "pg_dump", VERSION_TABLE}
+OTHERS = {"max_tokens", "pg_database_size", "pg_dump", VERSION_TABLE}
 #: What it quotes and the system says, not llmsched.
 OF_THE_SYSTEM = {os.strerror(errno.EMFILE), "database or disk is full"}
 
@@ -222,3 +223,20 @@ def test_the_runbook_counts_the_connections_to_postgresql() -> None:
     words = f"one to write, one for the lease, {kept} to read that stay open and up to {more} more under load"
 
     assert f"{words}: {2 + kept + more};" in RUNBOOK.read_text()
+
+
+def test_what_the_runbook_counts_on_was_measured() -> None:
+    """No figure of its table of sizes is better than the worst that the scale benchmark found."""
+    rows = dict(re.findall(r"^\| ([\w ]+) \| (.*?) \|", RUNBOOK.read_text(), re.MULTILINE))
+
+    def figures(what: str) -> list[float]:
+        return [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", rows[what])]
+
+    measured = json.loads((ROOT / "benchmarks/results/scale.json").read_text())
+    points = [point for series in measured["live"]["measured"] for point in series["points"]]
+    ours = [point for point in points if point["policy"] == DEFAULT_POLICY and point["engines"] >= 16]
+    few, many, crowd = figures("LLM tasks")
+    assert few <= min(point["tasks_per_s"] for point in ours if point["jobs"] < crowd)
+    assert many <= min(point["tasks_per_s"] for point in ours if point["jobs"] == crowd)
+    assert figures("memory")[0] >= max(point["rss"] for point in points) / 1e6
+    assert figures("database")[0] >= measured["growth"]["measured"]["per_job"] / 1e3
