@@ -257,7 +257,13 @@ async def build(
         ui=settings.ui,
         replica=replica,
     )
-    metrics.watch(service, callbacks, max_wait=settings.max_wait, leads=lambda: context.leads)
+    metrics.watch(
+        service,
+        callbacks,
+        max_wait=settings.max_wait,
+        leads=lambda: context.leads,
+        writes=lambda: journal.healthy,
+    )
     return context
 
 

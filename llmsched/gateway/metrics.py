@@ -131,9 +131,15 @@ class Metrics:
         *,
         max_wait: float | None = None,
         leads: Callable[[], bool] = lambda: True,
+        writes: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Reads its gauges from these. max_wait: the bound after which a job goes first, if there is one."""
+        """Reads its gauges from these.
+
+        max_wait: the bound after which a job goes first, if there is one. leads: whether this gateway schedules. writes:
+        whether the store takes writes.
+        """
         self._gauges.leads = leads
+        self._gauges.writes = writes
         self._gauges.service = service
         self._gauges.callbacks = callbacks
         self._gauges.max_wait = max_wait
@@ -238,6 +244,7 @@ class _Gauges(Collector):
         self.callbacks: Callbacks | None = None
         self.max_wait: float | None = None
         self.leads: Callable[[], bool] = lambda: True
+        self.writes: Callable[[], bool] = lambda: True
         self._tenants = tenants
 
     def describe(self) -> Iterable[Metric]:
@@ -270,6 +277,8 @@ class _Gauges(Collector):
             bound.add_metric([], self.max_wait)
         leads = GaugeMetricFamily("llmsched_leads", "1 while this gateway schedules, 0 while another one does.")
         leads.add_metric([], float(self.leads()))
+        store = GaugeMetricFamily("llmsched_store_up", "1 while the store takes writes.")
+        store.add_metric([], float(self.writes()))
         owed = GaugeMetricFamily("llmsched_callbacks_owed", "Callbacks that are neither delivered nor given up.")
         if self.callbacks is not None:
             owed.add_metric([], self.callbacks.owed)
@@ -307,4 +316,5 @@ class _Gauges(Collector):
                 learned.add_metric([name], profile.jobs)
                 age.add_metric([name], max(0.0, now - profile.learned_at))
                 fallback.add_metric([name], float(foresight.has_drifted(name)))
-        yield from (active, ready, running, slots, up, learned, age, fallback, oldest, bound, leads, owed, of_tenants)
+        yield from (active, ready, running, slots, up, learned, age, fallback, oldest, bound, leads, store, owed)
+        yield of_tenants

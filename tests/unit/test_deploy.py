@@ -33,6 +33,8 @@ CONTRACT = {
     "llmsched_jobs_submitted_total": {"application", "class"},
     "llmsched_jobs_finished_total": {"application", "outcome"},
     "llmsched_jobs_active": {"application"},
+    "llmsched_leads": set(),
+    "llmsched_store_up": set(),
     "llmsched_job_completion_seconds": {"application"},
     "llmsched_task_queue_seconds": {"pool", "application"},
     "llmsched_task_run_seconds": {"pool", "application"},

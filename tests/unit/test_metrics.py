@@ -12,6 +12,7 @@ CONTRACT = {
     "llmsched_jobs_finished_total": {"application", "outcome"},
     "llmsched_jobs_active": {"application"},
     "llmsched_leads": set(),
+    "llmsched_store_up": set(),
     "llmsched_job_completion_seconds_count": {"application"},
     "llmsched_task_queue_seconds_count": {"pool", "application"},
     "llmsched_task_run_seconds_count": {"pool", "application"},
