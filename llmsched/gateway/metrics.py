@@ -135,8 +135,8 @@ class Metrics:
     ) -> None:
         """Reads its gauges from these.
 
-        max_wait: the bound after which a job goes first, if there is one. leads: whether this gateway schedules. writes:
-        whether the store takes writes.
+        max_wait: the bound after which a job goes first, if there is one. leads: whether this gateway schedules.
+        writes: whether the store takes writes.
         """
         self._gauges.leads = leads
         self._gauges.writes = writes
