@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.text import Text
 
-from llmsched import config
 from llmsched.cli.client import Json, print_json
 from llmsched.cli.console import note, out, table
 from llmsched.errors import InvalidInput
@@ -116,6 +115,7 @@ def revoke(
 
 
 def _with_store(work: Callable[[Store], Awaitable[T]], url: str | None, config_file: Path | None) -> T:
+    from llmsched import config  # with all policies: half a second
     from llmsched.store.store import Store  # SQLAlchemy: a third of a second
 
     named = os.environ.get("LLMSCHED_CONFIG")

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from llmsched import config
 from llmsched.cli.client import Json, ask, print_json
 from llmsched.cli.console import note, out, table
 from llmsched.errors import InvalidInput
@@ -70,6 +69,7 @@ def registered(modules: str | None, config_file: Path | None) -> HandlerRegistry
 
     Raises InvalidSetting.
     """
+    from llmsched import config  # with all policies: half a second
     from llmsched.apps import handler_modules  # handlers of applications: whatever they import
 
     settings = config.load(config_file or _file_from_environment())

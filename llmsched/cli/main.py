@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from llmsched import __version__
-from llmsched.cli import apps, calibrate, client, demo, fit, keys, local, replay, run, serve, simulate, train, whatif
 from llmsched.cli.console import complain
 from llmsched.errors import InvalidInput, LlmschedError
 
-app = typer.Typer(
-    name="llmsched",
-    help="Schedules jobs of compound LLM applications in front of vLLM.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    add_completion=False,
-)
-for part in (serve, client, apps, keys, local, run, replay, simulate, whatif, demo, fit, calibrate, train):
-    part.register(app)
+#: Modules of `llmsched.cli` and their commands, in the order of the help. Only that of the command at hand is imported:
+#: all of them take a second.
+PARTS = {
+    "serve": ("serve", "emulate"),
+    "client": ("submit", "jobs", "show", "watch", "cancel", "engines"),
+    "apps": ("apps",),
+    "keys": ("keys",),
+    "local": ("policies", "handlers", "export"),
+    "run": ("run",),
+    "replay": ("replay",),
+    "simulate": ("simulate",),
+    "whatif": ("whatif",),
+    "demo": ("demo",),
+    "fit": ("fit",),
+    "calibrate": ("calibrate",),
+    "train": ("train",),
+}
 
 
-@app.callback(invoke_without_command=True)
+def application(parts: Iterable[str] = PARTS) -> typer.Typer:
+    """The command line with the commands of these modules."""
+    app = typer.Typer(
+        name="llmsched",
+        help="Schedules jobs of compound LLM applications in front of vLLM.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        add_completion=False,
+    )
+    for part in parts:
+        import_module(f"llmsched.cli.{part}").register(app)
+    app.callback(invoke_without_command=True)(_top)
+    return app
+
+
 def _top(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -35,12 +58,19 @@ def _top(
         raise typer.Exit
 
 
+def _needed(argument: str) -> Iterable[str]:
+    """The modules that a command line with this first argument is answered by."""
+    if argument == "--version":
+        return ()
+    return [part for part, commands in PARTS.items() if argument in commands] or PARTS
+
+
 def main() -> None:
     """Entry point of the console script. Modules that a setting names are also looked for where it was started."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        app()
+        application(_needed(sys.argv[1] if len(sys.argv) > 1 else ""))()
     except InvalidInput as error:
         complain(error)
         sys.exit(2)

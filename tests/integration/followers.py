@@ -37,6 +37,8 @@ class Follower:
             headers = {"Last-Event-ID": str(self.events[-1][0])} if self.events else {}
             with suppress(httpx.HTTPError):  # killed in mid-stream, or not there again yet
                 async with http.stream("GET", f"/v1/jobs/{self.id}/events", headers=headers) as answer:
+                    if answer.status_code == 503:  # the database is away
+                        continue
                     assert answer.status_code == 200
                     text = ""
                     async for chunk in answer.aiter_text():

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmsched import __version__
 from llmsched.errors import BackendError
 from llmsched.logs import JsonLines, TextLines
 from llmsched.model.latency import LatencyCurve
@@ -554,7 +555,8 @@ async def test_health_version_and_readiness(service: InProcessService) -> None:
     assert (await service.get("/health")).json() == {"status": "ok"}
     assert (await service.get("/ready")).json() == {"status": "ready"}
     version = (await service.get("/version")).json()
-    assert version == {"version": version["version"], "policy": DEFAULT_POLICY, "started_at": version["started_at"]}
+    alone = {"leads": True, "leader": None}
+    assert version == {"version": __version__, "policy": DEFAULT_POLICY, "started_at": version["started_at"]} | alone
 
 
 async def test_not_ready_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ async def test_what_only_the_leader_knows_is_asked_of_it(tmp_path: Path, postgre
         assert answer.json()["usage"]["completion_tokens"] == 5
         assert answer.headers["x-request-id"]
         streamed = await other.post("/v1/chat/completions", json=call | {"stream": True})
-        assert streamed.text.count("data: ") > 3
+        assert streamed.text.count("data: ") >= 3
         assert streamed.text.endswith("data: [DONE]\n\n")
         late = await other.submit(recording=a_recording(), deadline_s=0.001)
         assert "late" in late["forecast"]["warning"]

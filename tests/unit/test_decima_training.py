@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from typer.testing import CliRunner
 
-from llmsched.cli.main import app
+from llmsched.cli.main import application
 from llmsched.policies import make_policy
 from llmsched.policies.decima.network import Network
 from llmsched.training.decima.episodes import Episode
@@ -23,7 +23,7 @@ def test_training_makes_a_checkpoint_that_can_be_used(tmp_path: Path, monkeypatc
     out = tmp_path / "mine.npz"
     arguments = ["--workload", "llm_compiler", "--budget-seconds", "20", "--jobs", "15", "--loads", "1.0"]
 
-    result = CliRunner().invoke(app, ["train", "decima", *arguments, "--processes", "1", "--out", str(out)])
+    result = CliRunner().invoke(application(), ["train", "decima", *arguments, "--processes", "1", "--out", str(out)])
 
     assert result.exit_code == 0, result.output
     about = Network.load(str(out)).about

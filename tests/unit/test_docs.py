@@ -86,10 +86,10 @@ def test_commands_are_found_in_the_documentation() -> None:
 def test_commands_and_their_options_exist(page: Path) -> None:
     from typer.main import get_command
 
-    from llmsched.cli.main import app
+    from llmsched.cli.main import application
 
     for words in commands_of(page):
-        command: Any = get_command(app)
+        command: Any = get_command(application())
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
         shown = f"{page.name}: llmsched … {command.name} {' '.join(words)}"
@@ -187,9 +187,9 @@ def test_the_runbook_names_routes_that_exist() -> None:
 def test_commands_in_the_prose_of_the_runbook_exist() -> None:
     from typer.main import get_command
 
-    from llmsched.cli.main import app
+    from llmsched.cli.main import application
 
-    top: Any = get_command(app)
+    top: Any = get_command(application())
     found = [words.split() for words in re.findall(r"`llmsched ([^`]+)`", prose(RUNBOOK))]
     assert ["cancel", "ID"] in found
     for words in found:
@@ -240,3 +240,13 @@ def test_what_the_runbook_counts_on_was_measured() -> None:
     assert many <= min(point["tasks_per_s"] for point in ours if point["jobs"] == crowd)
     assert figures("memory")[0] >= max(point["rss"] for point in points) / 1e6
     assert figures("database")[0] >= measured["growth"]["measured"]["per_job"] / 1e3
+
+
+def test_the_command_line_knows_which_module_has_which_command() -> None:
+    from typer.main import get_command
+
+    from llmsched.cli.main import PARTS, application
+
+    for part, names in PARTS.items():
+        command: Any = get_command(application([part]))
+        assert tuple(command.commands) == names

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmsched.catalogue import installed_applications
-from llmsched.cli.main import app
+from llmsched.cli.main import application
 from llmsched.errors import InvalidInput
 from llmsched.model.job import StageState
 from llmsched.model.kinds import StageKind
@@ -169,7 +169,7 @@ def test_a_published_predictor_is_shown_at_its_own_error(tmp_path: Path) -> None
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["train", "ranker", *arguments])
+    return CliRunner().invoke(application(), ["train", "ranker", *arguments])
 
 
 def test_the_command_writes_a_model_of_traces(tmp_path: Path) -> None:
