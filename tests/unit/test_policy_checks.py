@@ -191,14 +191,19 @@ def told(name: str) -> list[list[Command]]:
     return finish(world(name, 19, is_informed=True))
 
 
+@cache
+def digest(name: str) -> str:
+    """Of all that a policy orders in the story, the first time."""
+    return sha256(repr(told(name)).encode()).hexdigest()
+
+
 def digests() -> dict[str, str]:
-    """Of all that each policy orders in the same story."""
-    return {name: sha256(repr(told(name)).encode()).hexdigest() for name in POLICIES}
+    return {name: digest(name) for name in POLICIES}
 
 
 @every_policy
 def test_every_policy_orders_the_same_again(name: str) -> None:
-    assert told(name) == told(name)
+    assert sha256(repr(told(name)).encode()).hexdigest() == digest(name)
 
 
 def test_no_order_depends_on_how_strings_are_hashed() -> None:
