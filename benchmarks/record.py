@@ -34,6 +34,10 @@ PAGES = {
     "scale": "scale.md",
     "soak": "soak.md",
     "decisions": "policies.md",
+    "failover": "replicas.md",
+    "postgres": "replicas.md",
+    "ray": "scaling.md",
+    "page": "ui.md",
 }
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import asyncpg
 import numpy as np
 import orjson
 import psutil
@@ -121,6 +123,31 @@ async def engines(
             if process.returncode is None:
                 process.terminate()
             await process.wait()
+
+
+# ----------------------------------------------------------------------------------------------- database
+
+
+@contextmanager
+def database(*, durable: bool = False) -> Iterator[str]:
+    """URL of an empty database on a PostgreSQL server of its own. durable: it waits for the disk."""
+    sys.path.append(str(Path(__file__).parents[1]))
+    from tests.integration import databases
+
+    folder = Path(tempfile.mkdtemp(prefix="llmsched-pg-", dir="/tmp"))  # a socket's path has 107 bytes at most
+    try:
+        with databases.server(folder, durable=durable):
+            yield f"postgresql://llmsched@/postgres?host={folder}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def fresh(url: str) -> str:
+    """The database, emptied."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await connection.close()
+    return url
 
 
 # ------------------------------------------------------------------------------------------------ gateway

@@ -33,7 +33,7 @@ SHAPES: dict[str, list[tuple[str, int, tuple[str, ...]]]] = {
 }
 
 
-def _definition(shape: str) -> dict[str, object]:
+def definition(shape: str) -> dict[str, object]:
     return {
         "stages": [
             {"name": name, "kind": "llm", "after": list(after), "max_tasks": tasks}
@@ -42,12 +42,12 @@ def _definition(shape: str) -> dict[str, object]:
     }
 
 
-def _body(shape: str) -> bytes:
+def body_of(shape: str) -> bytes:
     stages = [rig.llm_stage(n, k, prompt=PROMPT, output=OUTPUT, deps=after) for n, k, after in SHAPES[shape]]
-    return rig.recorded(_name(shape), stages)
+    return rig.recorded(name_of(shape), stages)
 
 
-def _name(shape: str) -> str:
+def name_of(shape: str) -> str:
     return "bench_" + "_".join(shape.replace(",", "").split())
 
 
@@ -57,7 +57,7 @@ def calls(shape: str) -> int:
 
 async def through_service(client: Client, shape: str, tasks: int) -> tuple[float, float]:
     """(LLM tasks per second from the first POST to the last completion, submissions per second)."""
-    body, jobs = _body(shape), tasks // calls(shape)
+    body, jobs = body_of(shape), tasks // calls(shape)
     async with Ends.watch(client) as ends:
         began = time.perf_counter()
         await rig.in_parallel([client.submit(body) for _ in range(jobs)], CLIENTS)
@@ -82,7 +82,7 @@ async def directly(engine: str, tasks: int) -> float:
 
 async def submissions(client: Client, jobs: int) -> float:
     """Durable acceptances per second while nothing runs."""
-    body = _body("one call")
+    body = body_of("one call")
     began = time.perf_counter()
     await rig.in_parallel([client.submit(body) for _ in range(jobs)], CLIENTS)
     return jobs / (time.perf_counter() - began)
@@ -93,7 +93,7 @@ async def measure(tasks: int = 2_000, rounds: int = 3) -> list[Figure]:
     accepted: list[float] = []
     async with rig.engines(1, max_batch=CLIENTS) as urls, rig.gateway(urls) as (server, client):
         for shape in SHAPES:
-            await client.put_application(_name(shape), _definition(shape))
+            await client.put_application(name_of(shape), definition(shape))
         await through_service(client, "one call", tasks // 10)
         cpu: dict[str, list[float]] = {shape: [] for shape in SHAPES}
         for _ in range(rounds):
@@ -106,7 +106,7 @@ async def measure(tasks: int = 2_000, rounds: int = 3) -> list[Figure]:
                 if shape == "one call":
                     accepted.append(submitted)
     async with rig.gateway() as (_, client):
-        await client.put_application(_name("one call"), _definition("one call"))
+        await client.put_application(name_of("one call"), definition("one call"))
         alone = [await submissions(client, tasks // 2) for _ in range(rounds)]
     direct = median(rates["direct"])
     figures = [Figure("direct calls, no service between", direct, "tasks/s")]

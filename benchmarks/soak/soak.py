@@ -31,9 +31,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import faults
 import record
+import rig
 import verdict
 from load import ATTEMPT_S, Load, seen
-from processes import ROOT, Engine, Service, adopt_orphans, reap, until
+from processes import Engine, Service, adopt_orphans, reap, until
 from rig import Figure
 from verdict import Broken, Evidence, Rest, Stored
 
@@ -443,15 +444,8 @@ def database(name: str, folder: Path) -> Iterator[str]:
     if name == "sqlite":
         yield f"sqlite:///{folder}/jobs.db"
     elif name == "postgres":
-        sys.path.insert(0, str(ROOT))
-        from tests.integration import databases
-
-        place = Path(tempfile.mkdtemp(prefix="llmsched-pg-", dir="/tmp"))  # a socket's path has 107 bytes at most
-        try:
-            with databases._server(place):
-                yield f"postgresql://llmsched@/postgres?host={place}"
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+        with rig.database() as url:
+            yield url
     else:
         yield name
 

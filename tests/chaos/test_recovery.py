@@ -22,7 +22,7 @@ from llmsched.runtime.emulator import EmulatedEngine, emulated
 from llmsched.store.store import Store
 from llmsched.workloads import APPLICATIONS
 from tests.integration.databases import postgres, postgres_url, store_url
-from tests.integration.followers import Follower, check_story
+from tests.integration.followers import Follower, check_story, task_of
 from tests.integration.service import RunningService, a_recording, running_service, until
 
 __all__ = ["postgres", "postgres_url", "store_url"]
@@ -82,12 +82,6 @@ async def everything(url: str, ids: list[str]) -> dict[tuple[str, str], StageRec
     store = await Store.open(url, create=False)
     async with store:
         return {(row.job, row.name): row for id in ids for row in await store.stages(id)}
-
-
-def task_of(request_id: str) -> tuple[str, str]:
-    """Job and stage behind a request id `job-stage-index-attempt-process`."""
-    job, _, stage = request_id.rsplit("-", 3)[0].partition("-")
-    return job, stage
 
 
 def asked(engines: list[EmulatedEngine]) -> list[str]:

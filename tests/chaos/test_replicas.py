@@ -20,7 +20,7 @@ import pytest
 from llmsched.runtime.emulator import EmulatedEngine, emulated
 from llmsched.store.store import Store
 from tests.integration.databases import postgres, postgres_url
-from tests.integration.followers import Follower, check_story
+from tests.integration.followers import Follower, check_story, task_of
 from tests.integration.service import Client, RunningService, a_recording, events_of, running_service, until
 
 __all__ = ["postgres", "postgres_url"]
@@ -242,12 +242,6 @@ async def over(url: str) -> set[tuple[str, str]]:
     async with await Store.open(url, create=False) as store:
         ids = [job.id for job in await store.jobs(limit=500)]
         return {(row.job, row.name) for id in ids for row in await store.stages(id)}
-
-
-def task_of(request_id: str) -> tuple[str, str]:
-    """Job and stage behind a request id `job-stage-index-attempt-process`."""
-    job, _, stage = request_id.rsplit("-", 3)[0].partition("-")
-    return job, stage
 
 
 async def test_all_events_are_heard_everywhere(tmp_path: Path, postgres_url: str) -> None:

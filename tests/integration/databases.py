@@ -25,7 +25,8 @@ import pytest
 
 #: Runs a server until standard input ends, which it does however the tests end.
 _LEASH = '"$@" & read -r _; kill -QUIT $!; wait'
-_SETTINGS = ("listen_addresses=", "fsync=off", "full_page_writes=off", "max_connections=50")
+_SETTINGS = ("listen_addresses=", "max_connections=100")
+_CARELESS = ("fsync=off", "full_page_writes=off")
 
 
 @pytest.fixture(scope="session", name="postgres")
@@ -40,7 +41,7 @@ def postgres() -> Iterator[str]:
         return
     folder = Path(tempfile.mkdtemp(prefix="llmsched-pg-", dir="/tmp"))  # short: a socket's path has 107 bytes at most
     try:
-        with _server(folder):
+        with server(folder):
             yield f"postgresql://llmsched@/postgres?host={folder}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,8 +83,8 @@ async def _run(url: str, sql: str) -> None:
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[None]:
-    """A PostgreSQL server on a socket in `folder`."""
+def server(folder: Path, *, durable: bool = False) -> Iterator[None]:
+    """A PostgreSQL server on a socket in `folder`. durable: it waits for the disk."""
     user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
     if user:
         shutil.chown(folder, user)
@@ -92,12 +93,12 @@ def _server(folder: Path) -> Iterator[None]:
     options = ("--username=llmsched", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
     with _started(folder, user, [binaries / "initdb", "-D", cluster, *options]):
         pass
-    settings = [word for setting in _SETTINGS for word in ("-c", setting)]
+    settings = [word for setting in (*_SETTINGS, *(() if durable else _CARELESS)) for word in ("-c", setting)]
     program: list[str | Path] = [binaries / "postgres", "-D", cluster, "-k", folder, *settings]
-    with _started(folder, user, ["/bin/sh", "-c", _LEASH, "leash", *program]) as server:  # ends with its input
+    with _started(folder, user, ["/bin/sh", "-c", _LEASH, "leash", *program]) as running:  # ends with its input
         deadline = time.monotonic() + 30
         while subprocess.call([binaries / "pg_isready", "-q", "-h", folder]):
-            if time.monotonic() > deadline or server.poll() is not None:
+            if time.monotonic() > deadline or running.poll() is not None:
                 pytest.fail(f"PostgreSQL did not start:\n{(folder / 'log').read_text()[-2000:]}")
             time.sleep(0.02)
         yield

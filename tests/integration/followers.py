@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import cycle
 from typing import Any
@@ -18,11 +19,14 @@ OVER = ("job.completed", "job.failed", "job.cancelled")
 class Follower:
     """A client of one job's event stream that comes back with `Last-Event-ID` until the job is over.
 
-    services: asked in turn; every time a stream ends, the next one.
+    services: asked in turn; every time a stream ends, the next one. on_stage: called when a stage is over.
     """
 
-    def __init__(self, services: Client | list[Client], id: str) -> None:
+    def __init__(
+        self, services: Client | list[Client], id: str, *, on_stage: Callable[[], None] = lambda: None
+    ) -> None:
         self.id = id
+        self._on_stage = on_stage
         self.events: list[Event] = []
         self._services = cycle(services if isinstance(services, list) else [services])
         self.task = asyncio.create_task(self._follow())
@@ -43,7 +47,10 @@ class Follower:
                     text = ""
                     async for chunk in answer.aiter_text():
                         whole, cut, text = (text + chunk).rpartition("\n\n")
-                        self.events += events_of(whole + cut)
+                        new = events_of(whole + cut)
+                        self.events += new
+                        if any(type == "stage.completed" for _, type, _ in new):
+                            self._on_stage()
             await asyncio.sleep(0.01)
 
 
@@ -61,3 +68,9 @@ def check_story(follower: Follower, recording: dict[str, Any]) -> None:
         if type == "stage.completed":
             over.add(data["stage"])
         assert type != "stage.started" or data["stage"] not in over, f"{data} started after its completion"
+
+
+def task_of(request_id: str) -> tuple[str, str]:
+    """Job and stage behind a request id `job-stage-index-attempt-process`."""
+    job, _, stage = request_id.rsplit("-", 3)[0].partition("-")
+    return job, stage

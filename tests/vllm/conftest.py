@@ -15,6 +15,8 @@ from tests.vllm.engine import RealEngine, running
 pytest.register_assert_rewrite("tests.integration.service", "tests.vllm.checks")
 
 HERE = Path(__file__).parent
+#: Changes the interpreter that imports it.
+collect_ignore = ["naps"]
 
 #: Seconds for one test; the first one also pays for the engine's start.
 TIMEOUT = 420

@@ -44,6 +44,11 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "PYTHONUNBUFFERED": "1",
+    "PYTHONPATH": str(Path(__file__).with_name("naps")),
+    # Memory of a step is kept for the next one. (vLLM advises TCMalloc for that, which is not installed everywhere.)
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "67108864",
 }
 
 #: A completion request has a number behind its id, because it may hold many prompts; a chat request has none.
