@@ -16,7 +16,7 @@ import throughput
 from playwright.async_api import Browser, Page, Response
 from rig import Client, Figure, Gateway
 
-from tests.integration.browser import CHROMIUM, a_page, chromium
+from tests.integration.browser import CHROMIUM, chromium
 
 #: LLM tasks a second, seconds of a window, pairs of windows.
 RATE, WINDOW, PAIRS = 100, 20.0, 3
@@ -63,7 +63,7 @@ async def first_view(browser: Browser, url: str) -> tuple[int, float]:
     async def heard(response: Response) -> None:
         sizes.append((await response.request.sizes())["responseBodySize"])
 
-    async with a_page(browser, url) as page:
+    async with await browser.new_page() as page:
         waiting: list[asyncio.Task[None]] = []
         page.on("response", lambda response: waiting.append(asyncio.create_task(heard(response))))
         began = time.perf_counter()
@@ -83,7 +83,7 @@ async def _window(browser: Browser, server: Gateway, seconds: float, is_open: bo
     async with AsyncExitStack() as stack:
         if is_open:
             for view in ("", "#/jobs", "#/engines"):
-                page = await stack.enter_async_context(a_page(browser, server.url))
+                page = await stack.enter_async_context(await browser.new_page())
                 await _overview(page, server.url)
                 await page.goto(f"{server.url}/ui/{view}")
         await asyncio.sleep(1.0)

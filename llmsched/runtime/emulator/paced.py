@@ -79,7 +79,9 @@ class PacedServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         #: the loop's time at which model time was 0
         self._origin = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        #: When it goes off. (uvloop's handle of a moment that has come does not tell.)
+        self._due = 0.0
 
     def now(self) -> float:
         """Model seconds since the first request."""
@@ -170,8 +172,9 @@ class PacedServer:
             return
         when = self._origin + at / self.speed
         # An early timer finds nothing to do and sets itself again; only a late one must be replaced.
-        if self._timer is None or self._timer.when() > when:
+        if self._timer is None or self._due > when:
             self.close()
+            self._due = when
             self._timer = self._loop.call_at(when, self._wake)
 
     def _wake(self) -> None:
