@@ -79,6 +79,10 @@ class Bed:
         arrivals = self.comparison.workload.arrivals(jobs, self.sizing.rate, SEED)
         return replace(self, comparison=replace(self.comparison, jobs=jobs), arrivals=arrivals)
 
+    def on(self, curve: LatencyCurve) -> Bed:
+        """The same jobs at the same moments on machines that turned out to be this fast."""
+        return replace(self, comparison=replace(self.comparison, curve=curve))
+
     def simulate(self, policy: str, overhead: float = 0.0) -> SimulatedRun:
         """The same jobs at the same moments under a policy, in simulated time. overhead: seconds added to each call."""
         comparison = replace(self.comparison, policies=(Choice.parse(policy),), overhead=overhead)

@@ -44,3 +44,10 @@ async def calibrate(url: str, slots: int, prompt: int, to: Path, repeats: int) -
     curve = read_latency_curve(str(to))
     to.write_bytes(orjson.dumps(replace(curve, prefill_stalls=True).to_json()))  # noqa: ASYNC240 (nothing runs)
     return read_latency_curve(str(to))
+
+
+def between(before: LatencyCurve, after: LatencyCurve) -> LatencyCurve:
+    """The mean of two calibrations of one engine: seconds of a token, and of a prompt token."""
+    points = tuple((b, (seconds + after.decode(b)) / 2) for b, seconds in before.points)
+    prefill = 2 / (1 / before.prefill_tokens_per_s + 1 / after.prefill_tokens_per_s)
+    return replace(before, points=points, prefill_tokens_per_s=prefill, measurement=None)

@@ -24,7 +24,7 @@ import charts
 import figures
 import page
 from bed import POLICIES, WORKLOADS, Bed, Scale, make_bed
-from engine import ROOT, calibrate, vllm
+from engine import ROOT, between, calibrate, vllm
 from figures import record
 from live import Measured, emulated, real
 from results import EMULATED, REAL, Found, Key, overhead, read, shortened, write
@@ -128,7 +128,7 @@ class Runner:
             self._simulate(self._founds[key], bed)
 
     async def real(self) -> None:
-        """What is missing on a real engine, workload by workload, calibrated right before."""
+        """What is missing on a real engine, workload by workload, calibrated before and after each run."""
         workloads = self._given.workloads.split(",") if self._given.workloads else list(REAL_SLOTS)
         for key in [Key(REAL, workload, load) for workload in workloads for load in self._loads]:
             if any(policy not in self._of(key).runs for policy in self._policies):
@@ -141,14 +141,20 @@ class Runner:
         curve_file = self._folder / "tiny-cpu.json"
         log = self._folder / "vllm.log"
         with vllm(self._given.vllm_python, slots, log) as engine:
-            curve = await calibrate(engine.url, slots, prompt, curve_file, self._given.repeats)
+
+            async def calibrated() -> LatencyCurve:
+                return await calibrate(engine.url, slots, prompt, curve_file, self._given.repeats)
+
+            before = await calibrated()
             found.about.setdefault("jobs", self._given.jobs)
-            bed = self._bed(key, found.about["jobs"], curve, {"slots": slots, "scale": REAL_SCALE})
-            simulated = {policy: bed.simulate(policy).jobs for policy in policies}
+            bed = self._bed(key, found.about["jobs"], before, {"slots": slots, "scale": REAL_SCALE})
             for policy in policies:
                 began = os.getloadavg()[0]
                 measured = await real(bed, policy, engine.url, str(curve_file))
-                self._keep(key, policy, measured, simulated[policy], began)
+                after = await calibrated()
+                curve = between(before, after)
+                self._keep(key, policy, measured, bed.on(curve).simulate(policy).jobs, began, curve)
+                before = after
         self._simulate(found, bed)
 
     def simulate_again(self) -> None:
@@ -164,8 +170,9 @@ class Runner:
         """Simulated times of all runs of a bed: as they are, and with the service's part in a call."""
         for policy, run in found.runs.items():
             run["overhead"] = overhead(found, policy)
+            then = bed.on(LatencyCurve.from_json(run["curve"])) if "curve" in run else bed
             for which, seconds in (("simulated", 0.0), ("with_overhead", run["overhead"])):
-                run[which] = shortened([time for _, time in bed.simulate(policy, seconds).jobs])
+                run[which] = shortened([time for _, time in then.simulate(policy, seconds).jobs])
         if found.key.engine == EMULATED:
             more = bed.of(FULL)
             found.about["full"] = {policy: round(more.simulate(policy).mean, 3) for policy in found.runs}
@@ -187,8 +194,14 @@ class Runner:
         measured: Measured,
         simulated: Sequence[tuple[str, float | None]],
         load_before: float,
+        curve: LatencyCurve | None = None,
     ) -> None:
-        about = {"at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), "load_before": round(load_before, 1)}
+        about: dict[str, Any] = {
+            "at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+            "load_before": round(load_before, 1),
+        }
+        if curve is not None:
+            about["curve"] = curve.to_json()
         found = self._founds[key]
         times = shortened([seconds for _, seconds in simulated])
         found.runs[policy] = measured.to_json() | {"simulated": times, "with_overhead": times} | about

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from llmsched.model.kinds import StageKind
-from llmsched.model.latency import GENERIC_7B
+from llmsched.model.latency import GENERIC_7B, LatencyCurve
 from llmsched.model.recording import RecordedStage, RecordedTask, Recording
 from llmsched.simulator.experiment import Work
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("bed", "results", "page")
+MODULES = ("bed", "results", "page", "engine")
 
 
 @pytest.fixture
@@ -163,3 +163,11 @@ def test_one_engine_is_offered_the_load_exactly(testbed: dict[str, ModuleType]) 
     assert sizing.rate == pytest.approx(7.7 / 2.6)
     assert (sizing.engines, sizing.load) == ((11,), 0.7)
     assert sizing.workers == {"cpu": 15}  # 2.96 × 3 s a second, at 0.85 × 0.7 of their time
+
+
+def test_between_two_calibrations_lies_their_mean(testbed: dict[str, ModuleType]) -> None:
+    before = LatencyCurve("a", 1000.0, ((1, 0.010), (4, 0.020)))
+    after = LatencyCurve("a", 3000.0, ((1, 0.020), (4, 0.040)))
+    curve = testbed["engine"].between(before, after)
+    assert curve.points == ((1, pytest.approx(0.015)), (4, pytest.approx(0.030)))
+    assert curve.prefill_tokens_per_s == pytest.approx(1500.0)
