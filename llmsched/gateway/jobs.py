@@ -184,7 +184,8 @@ async def events(
 @router.get("/events", responses=_STREAM, response_class=StreamingResponse)
 async def all_events(here: Here, tenant: Tenant) -> StreamingResponse:
     """Follow every job from now on (server-sent events)."""
-    return _stream(all_stream(here.service.hub, tenant))
+    hears = None if here.leads or here.replica is None else here.replica.peer.hears
+    return _stream(all_stream(here.service.hub, tenant, hears))
 
 
 def _stream(body: AsyncIterator[bytes]) -> StreamingResponse:

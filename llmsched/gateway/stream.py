@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from llmsched.model.jsontext import to_json
 from llmsched.model.records import EventRecord
@@ -66,9 +66,15 @@ async def job_stream(
                     return
 
 
-async def all_stream(hub: Hub, tenant: str) -> AsyncIterator[bytes]:
-    """Events of every job of a tenant from now on. A listener that is too slow gets `stream.lagged` and misses some."""
+async def all_stream(hub: Hub, tenant: str, hears: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[bytes]:
+    """Events of every job of a tenant from now on. A listener that is too slow gets `stream.lagged` and misses some.
+
+    hears: returns when the hub gets news, where that is not always so.
+    """
     with hub.subscribe(tenant=tenant) as subscription:
+        if hears is not None:
+            await hears()
+            subscription.catch_up()  # what was before is not asked for
         yield b": connected\n\n"
         while True:
             try:

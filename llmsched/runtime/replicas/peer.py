@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -46,17 +47,26 @@ class Peer:
         self._hub = hub
         self._patience = patience
         self._clients: dict[str, httpx.AsyncClient] = {}
+        self._hears = asyncio.Event()
 
     async def follow(self) -> None:
-        """Tells this gateway's listeners what the leader commits, whoever that is; runs until it is cancelled."""
+        """Tells this gateway's listeners, while there are any, what the leader commits; runs until it is cancelled."""
         while True:
             leader = self._leader()
-            if leader is not None:
+            if leader is not None and self._hub.listeners:
                 try:
                     await self._listen(leader)
                 except FAILURES as error:
                     log.info("the leader's news ended", extra={"leader": leader.url, "error": str(error)})
+                finally:
+                    self._hears.clear()
             await asyncio.sleep(_PAUSE)
+
+    async def hears(self) -> None:
+        """Returns when the leader's news comes in, or after a while without."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER):
+                await self._hears.wait()
 
     async def _listen(self, leader: Leader) -> None:
         limits = httpx.Timeout(self._patience, connect=CONNECT)
@@ -66,7 +76,10 @@ class Peer:
             if response.status_code != 200:
                 return
             self._hub.lapse()  # what was committed before is in the store
+            self._hears.set()
             async for line in response.aiter_lines():
+                if not self._hub.listeners:
+                    return
                 if line:
                     events, tenants = decode(line)
                     self._hub.publish(events, tenants.__getitem__)
