@@ -55,7 +55,7 @@ class Gateway:
         self.lease = lease
         self.risen: list[int] = []
         self.fallen: list[BaseException] = []
-        self.fault: BackendError | None = None
+        self.fault: Exception | None = None
         self.election = Election(lease, rise=self.rise, active_jobs=lambda: 5, fall=self.fallen.append)
 
     async def rise(self, epoch: int) -> None:
@@ -136,7 +136,7 @@ async def test_who_cannot_begin_to_lead_says_so_at_the_start_and_falls_later(gat
     await gateway.election.stop()
 
     later = Gateway(FakeLease())
-    later.fault = gateway.fault
+    later.fault = RuntimeError("a bug")
     await later.election.start()
     later.lease.is_free = True
     await later.looks()

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from llmsched.errors import BackendError, LlmschedError
+from llmsched.errors import BackendError
 from llmsched.model.records import Leader
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Election:
         log.info("this gateway leads", extra={"epoch": self.lease.epoch})
         try:
             await self._rise(self.lease.epoch)
-        except LlmschedError as error:
+        except Exception as error:  # whatever it is: who holds the lease and does not lead keeps all others from it
             if self._rising is None:
                 raise
             self._fall(error)
