@@ -29,6 +29,8 @@ from tests.integration.service import RunningService, a_recording, running_servi
 
 #: Kills and freezes of a leader, and seconds between two jobs.
 BLOWS, EVERY = 50, 0.2
+#: Requests that an emulated engine remembers.
+KEPT = 10_000
 #: Seconds in which a leader has to be replaced.
 GOAL = 5.0
 
@@ -68,6 +70,8 @@ class Ring:
             to_lead, to_serve = await self._blow(freeze=number % 2 == 1)
             led.append(to_lead)
             served.append(to_serve)
+            if len(self._engine.request_ids) >= KEPT:
+                raise RuntimeError(f"the engine keeps {KEPT:,} requests, and there were more: take fewer blows")
             again += len({task_of(id) for id in self._engine.request_ids[asked:]} & committed)
         load.cancel()
         await asyncio.wait([load])
