@@ -51,7 +51,7 @@ test-train: $(INSTALLED)  ## run the tests of Decima's training (installs torch 
 	$(VENV)/bin/pytest tests/unit/test_decima.py tests/unit/test_decima_training.py
 
 test-chaos: $(INSTALLED)  ## run the tests that kill services, leaders and connections at any moment
-	$(VENV)/bin/pytest $(TEST_ARGS) tests/chaos
+	$(VENV)/bin/pytest -n 3 tests/chaos
 
 test-ray: $(INSTALLED)  ## run the tests against a real local Ray cluster (installs ray into .venv)
 	$(VENV)/bin/python $(PIP) ray==$(RAY_VERSION)

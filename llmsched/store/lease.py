@@ -69,13 +69,20 @@ class Lease:
         self._turn = asyncio.Lock()
         self._connection: Any = None
         self._session = 0.0
+        self._was_connected = False
+        self._patient_until = 0.0
 
     async def take(self) -> bool:
-        """Whether this gateway leads from now on: nobody else does."""
+        """Whether this gateway leads from now on: nobody else does.
+
+        After the database was away, all leases have run out. Then whoever led comes first, and others a while later.
+        """
         mine = (self.holder, self.url, self.secret, self.seconds, self._session)
         async with self._turn:
             connection = await self._connected()
             mine = (*mine[:-1], self._session)
+            if asyncio.get_running_loop().time() < self._patient_until:
+                return False
             self.epoch = await self._ask(connection.fetchval(_TAKE, *mine))
         return self.epoch is not None
 
@@ -118,6 +125,9 @@ class Lease:
                     await connection.add_listener(ARRIVALS, lambda *_: self._on_arrivals())
             except POSTGRES_FAILURES as error:
                 raise self._failed(error) from error
+            if self._was_connected:
+                self._patient_until = asyncio.get_running_loop().time() + self.seconds
+            self._was_connected = True
             self._on_arrivals()
         return self._connection
 

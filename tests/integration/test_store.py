@@ -746,12 +746,16 @@ async def test_a_lease_runs_out_while_its_session_lives_and_sooner_without(postg
         await age(postgres_url, 15)
         assert await b.take()
         assert not await a.renew(0)
-        await disconnect(postgres_url)
-        with suppress(BackendError):
-            await a.take()
-        assert not await a.take()
-        await age(postgres_url, 30)
-        assert await a.take()  # b had no session any more, and did not renew
+        async with leased(postgres_url, "c") as (_, c):
+            await disconnect(postgres_url)
+            with suppress(BackendError):
+                await a.take()
+            await age(postgres_url, 30)
+            assert not await a.take()  # its own connection has broken just now: perhaps the database was away
+            with suppress(BackendError):
+                await c.look()
+        async with leased(postgres_url, "d") as (_, d):
+            assert await d.take()  # b had no session any more, and did not renew
 
 
 async def test_a_lost_connection_costs_nobody_the_lead(postgres_url: str) -> None:  # noqa: F811
