@@ -2,9 +2,8 @@
 # every target that runs Python first makes .venv and keeps it in step with pyproject.toml.
 
 PYTHON ?= python3
-# pytest arguments. Whole files go to one worker, so that a server a file starts is started once; in their own order,
-# for files of few and long tests would come last otherwise.
-TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# pytest arguments. Whole files go to one worker, so that a server a file starts is started once.
+TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 # A folder of traces that `make bench` compares on too, besides generated jobs.
 TRACES ?= $(LLMSCHED_TRACES)
 # More arguments for the comparison, such as --parallel 1.
