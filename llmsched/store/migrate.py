@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from llmsched.errors import InvalidSetting
 
@@ -16,6 +18,8 @@ from llmsched.errors import InvalidSetting
 VERSION_TABLE = "llmsched_schema"
 #: Key of PostgreSQL's advisory lock for migrations.
 MIGRATION_LOCK = 0x6C6C6D6D
+#: Seconds that another process may take to make a SQLite file.
+PATIENCE = 10.0
 
 
 def migrations() -> ScriptDirectory:
@@ -31,8 +35,7 @@ def upgrade(connection: Connection, shown: str, script: ScriptDirectory | None =
     """
     script = script or migrations()
     if connection.dialect.name == "sqlite":
-        # WAL: readers (an export, the API) do not wait for the writer nor it for them. It stays on in the file.
-        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        _write_ahead(connection)
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
         connection.exec_driver_sql("BEGIN")
@@ -43,6 +46,22 @@ def upgrade(connection: Connection, shown: str, script: ScriptDirectory | None =
         connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
+
+
+def _write_ahead(connection: Connection) -> None:
+    """WAL: readers (an export, the API) do not wait for the writer nor it for them. It stays on in the file.
+
+    SQLite does not wait for others here, whatever its timeout says.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            return
+        except OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _run_missing(connection: Connection, shown: str, script: ScriptDirectory) -> None:
