@@ -77,12 +77,11 @@ class Lease:
 
         After the database was away, all leases have run out. Then whoever led comes first, and others a while later.
         """
-        mine = (self.holder, self.url, self.secret, self.seconds, self._session)
         async with self._turn:
             connection = await self._connected()
-            mine = (*mine[:-1], self._session)
             if asyncio.get_running_loop().time() < self._patient_until:
                 return False
+            mine = (self.holder, self.url, self.secret, self.seconds, self._session)
             self.epoch = await self._ask(connection.fetchval(_TAKE, *mine))
         return self.epoch is not None
 
