@@ -7,10 +7,7 @@ simulates nothing; it is niced, and it ends with the service, however that goes,
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +17,7 @@ from uuid import uuid4
 import orjson
 
 from llmsched.errors import Conflict
+from llmsched.runtime.child import child
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +25,6 @@ log = logging.getLogger(__name__)
 TIMEOUT, KEPT = 900.0, 20
 #: The longest line that the process says.
 _LINE = 16 * 1024 * 1024
-
-#: One thread each: the numerical libraries would take every core from the service.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(slots=True)
@@ -113,36 +108,22 @@ class WhatIfs:
             log.info("whatif answered", extra=told)
 
     async def _talk(self, asked: WhatIf, request: bytes) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *self._command),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the service
-            env=os.environ | _ONE_THREAD,
-            limit=_LINE,
-        )
-        self.pid = process.pid
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        complaints = asyncio.create_task(process.stderr.read())
         try:
-            with contextlib.suppress(ConnectionError):  # it died: its last words say why
-                process.stdin.write(request)
-                await process.stdin.drain()
-            async for line in process.stdout:
-                said = orjson.loads(line)
-                asked.done, asked.of = said.get("done", asked.done), said.get("of", asked.of)
-                asked.result, asked.error = said.get("result"), said.get("error")
-            if asked.result is None and asked.error is None:
-                last = (await complaints).decode(errors="replace").strip().rpartition("\n")[2]
-                asked.error = f"the simulation ended with status {await process.wait()}: {last or 'no reason given'}"
+            async with child(self._command, request, limit=_LINE) as process:
+                self.pid = process.pid
+                assert process.stdout is not None
+                assert process.stderr is not None
+                complaints = asyncio.create_task(process.stderr.read())
+                try:
+                    async for line in process.stdout:
+                        said = orjson.loads(line)
+                        asked.done, asked.of = said.get("done", asked.done), said.get("of", asked.of)
+                        asked.result, asked.error = said.get("result"), said.get("error")
+                    if asked.result is None and asked.error is None:
+                        last = (await complaints).decode(errors="replace").strip().rpartition("\n")[2]
+                        status = await process.wait()
+                        asked.error = f"the simulation ended with status {status}: {last or 'no reason given'}"
+                finally:
+                    complaints.cancel()
         finally:
             self.pid = None
-            process.stdin.close()
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-            complaints.cancel()

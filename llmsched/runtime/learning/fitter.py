@@ -7,9 +7,6 @@ niced, and it ends with the service, however that goes, because its standard inp
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import sys
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -18,12 +15,10 @@ import orjson
 from llmsched.errors import BackendError, ProfileError
 from llmsched.model.application import Application
 from llmsched.model.latency import LatencyCurve
+from llmsched.runtime.child import child
 
 #: Seconds after which a fit is given up; one of 2,000 jobs takes a few.
 TIMEOUT = 300.0
-
-#: One thread each: the numerical libraries would take every core from the service.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Fitted(NamedTuple):
@@ -88,28 +83,12 @@ class FitProcess:
         return Fitted(head["version"], head["jobs"], body)
 
     async def _talk(self, request: bytes) -> tuple[bytes, bytes, int]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "llmsched.fitting"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the service
-            env=os.environ | _ONE_THREAD,
-        )
-        self.pid = process.pid
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
         try:
-            with contextlib.suppress(ConnectionError):  # it died: its last words say why
-                process.stdin.write(request)
-                await process.stdin.drain()
-            answer, complaint = await asyncio.gather(process.stdout.read(), process.stderr.read())
-            return answer, complaint, await process.wait()
+            async with child(("-m", "llmsched.fitting"), request) as process:
+                self.pid = process.pid
+                assert process.stdout is not None
+                assert process.stderr is not None
+                answer, complaint = await asyncio.gather(process.stdout.read(), process.stderr.read())
+                return answer, complaint, await process.wait()
         finally:
             self.pid = None
-            process.stdin.close()
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
