@@ -17,13 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import marks
 from rig import Figure
 
 ROOT = Path(__file__).parents[1]
 FIGURES = Path(__file__).parent / "results" / "figures"
 PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN = "<!-- measured: written by benchmarks/record.py -->"
-END = "<!-- end of what was measured -->"
+BEGIN = marks.begin("benchmarks/record.py")
 
 #: Sections in the order of the page, and the page that says more; others follow by name.
 PAGES = {
@@ -81,12 +81,8 @@ def processor() -> str:
 
 def write_page(page: Path = PAGE, figures: Path = FIGURES) -> None:
     """Replaces what stands between the two marks of the page. Raises ValueError where a mark is missing."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} lacks {BEGIN} or {END}, between which the numbers go")
     sections = {path.stem: json.loads(path.read_text()) for path in figures.glob("*.json")}
-    page.write_text(f"{before}{BEGIN}\n\n{text(sections)}\n\n{END}{after}")
+    marks.put(text(sections), page, BEGIN)
 
 
 def text(sections: Mapping[str, Mapping[str, Any]]) -> str:

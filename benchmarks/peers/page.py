@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import marks
+
 PAGE = Path(__file__).parents[2] / "docs" / "peers.md"
-BEGIN = "<!-- measured: written by benchmarks/peers/overhead.py -->"
-END = "<!-- end of what was measured -->"
+BEGIN = marks.begin("benchmarks/peers/overhead.py")
 
 DOOR, JOBS, DIRECT = "llmsched", "llmsched jobs", "direct"
 #: How many times the throughput of the peer this service has to have.
@@ -18,11 +19,7 @@ TIMES = 2.0
 
 def write(document: Mapping[str, Any], path: Path = PAGE) -> None:
     """Replaces what stands between the two marks. Raises ValueError where a mark is missing."""
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{path} lacks {BEGIN} or {END}, between which the numbers go")
-    path.write_text(f"{before}{BEGIN}\n\n{text(document)}\n\n{END}{after}")
+    marks.put(text(document), path, BEGIN)
 
 
 def text(document: Mapping[str, Any]) -> str:

@@ -7,11 +7,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import marks
 from arithmetic import exponents, ratio
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
-BEGIN = "<!-- measured: written by benchmarks/scale/scale.py -->"
-END = "<!-- end of what was measured -->"
+BEGIN = marks.begin("benchmarks/scale/scale.py")
 
 #: Goals: seconds of event-loop lag (p99) at every point, bytes of memory per active job.
 LAG, MEMORY = 0.050, 30_000.0
@@ -21,11 +21,7 @@ MANY = 1_000
 
 def write(document: Mapping[str, Any], path: Path = PAGE) -> None:
     """Replaces what stands between the two marks. Raises ValueError where a mark is missing."""
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{path} lacks {BEGIN} or {END}, between which the numbers go")
-    path.write_text(f"{before}{BEGIN}\n\n{text(document)}\n\n{END}{after}")
+    marks.put(text(document), path, BEGIN)
 
 
 def text(document: Mapping[str, Any]) -> str:

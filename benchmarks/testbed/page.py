@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import marks
 from results import EMULATED, REAL, Found, Key
 
 from llmsched.policies import DEFAULT_POLICY
 
 PAGE = Path(__file__).parents[2] / "docs" / "testbed.md"
-BEGIN = "<!-- measured: written by benchmarks/testbed/testbed.py -->"
-END = "<!-- end of what was measured -->"
+BEGIN = marks.begin("benchmarks/testbed/testbed.py")
 
 #: Reductions of mean JCT over its baselines on the paper's testbed, per cent (Fig. 8).
 PUBLISHED = {"mixed": (45, 66), "predefined": (26, 46), "chain": (35, 45), "planning": (38, 51)}
@@ -35,11 +35,7 @@ MAPE_LOAD = 0.7
 
 def write(conditions: Mapping[str, Any], founds: Mapping[Key, Found], path: Path = PAGE) -> None:
     """Replaces what stands between the two marks. Raises ValueError where a mark is missing."""
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{path} lacks {BEGIN} or {END}, between which the numbers go")
-    path.write_text(f"{before}{BEGIN}\n\n{text(conditions, founds)}\n\n{END}{after}")
+    marks.put(text(conditions, founds), path, BEGIN)
 
 
 def text(conditions: Mapping[str, Any], founds: Mapping[Key, Found]) -> str:

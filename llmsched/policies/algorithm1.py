@@ -9,88 +9,124 @@ Of a stage that was sampled, S_t still has the other tasks; a stage of which not
 (A27). Both lists are popped from the front (A25), and only the one that was chosen is (A26), lest the shortest job
 lose its turn for good.
 
-Turns are taken one by one, as far as somebody asks: most decisions need few of them, and R of few stages.
+Turns are taken one by one, as far as somebody asks: most decisions need few of them. Of thousands of ready stages only
+those are looked at one by one whose turn comes.
 Source: LLMSched (arXiv:2504.03444), section IV-D.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 
 from llmsched.model.job import Stage
 from llmsched.policies.base import Pick
 from llmsched.policies.options import Options
 from llmsched.profiler.history import Array
 
+Ranks = npt.NDArray[np.intp]
+
 
 class Entry:
-    """A ready stage in one decision.
+    """A ready stage in one decision. rank: in S_t, from 0. The ready tasks are those at the time of the decision.
 
-    estimate: est_rd of its job in seconds; group: the number of its job's group, by lower bound; reduction: R(X) once
-    somebody asked. The ready tasks are those at the time of the decision.
+    estimate: est_rd of its job in seconds; group: the number of its job's group, by lower bound.
     """
 
-    __slots__ = ("estimate", "given", "group", "is_explored", "ready", "reduction", "stage")
+    __slots__ = ("estimate", "given", "group", "is_explored", "rank", "ready", "stage")
 
-    def __init__(self, stage: Stage, estimate: float, group: int) -> None:
+    def __init__(self, stage: Stage, rank: int, estimate: float, group: int) -> None:
         self.stage = stage
+        self.rank = rank
         self.estimate = estimate
         self.group = group
         self.ready = tuple(stage.ready)
         #: How many of the ready tasks have their place already.
         self.given = 0
         self.is_explored = False
-        self.reduction: float | None = None
 
     @property
     def left(self) -> int:
         return len(self.ready) - self.given
 
 
-def components(lo: Array, hi: Array, *, is_closed: bool = True) -> list[int]:
+class Lineup:
+    """S_t: ready stages by est_rd of their job, shortest first; an entry comes to be when somebody looks at it.
+
+    estimates, groups: (n,) as in `Entry`.
+    """
+
+    def __init__(self, stages: Sequence[Stage], estimates: Array, groups: Ranks) -> None:
+        self.stages = stages
+        #: R(X) by rank, as far as somebody asked; nan: nobody did.
+        self.reductions = np.full(len(stages), np.nan)
+        self._estimates = estimates
+        self._groups = groups
+        self._entries: dict[int, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __getitem__(self, rank: int) -> Entry:
+        entry = self._entries.get(rank)
+        if entry is None:
+            estimate, group = float(self._estimates[rank]), int(self._groups[rank])
+            entry = self._entries[rank] = Entry(self.stages[rank], rank, estimate, group)
+        return entry
+
+    def by_group(self) -> Iterator[Ranks]:
+        """The ranks of each group, ascending, group after group."""
+        order = np.argsort(self._groups, kind="stable")
+        groups, begin = self._groups[order], 0
+        while begin < len(order):
+            end = int(np.searchsorted(groups, groups[begin], side="right"))
+            yield order[begin:end]
+            begin = end
+
+
+def components(lo: Array, hi: Array, *, is_closed: bool = True) -> Ranks:
     """Line 5: of each interval [lo, hi], (n,), the number of its group, counted by the groups' lower bounds.
 
     Members of a group overlap each other in a chain, and nothing overlaps beyond its group (A23). is_closed: intervals
     that only touch overlap.
 
-    >>> components(np.array([2.0, 15.0, 3.0]), np.array([6.0, 30.0, 7.0]))
+    >>> components(np.array([2.0, 15.0, 3.0]), np.array([6.0, 30.0, 7.0])).tolist()
     [0, 1, 0]
     """
+    group = np.zeros(len(lo), np.intp)
     if not len(lo):
-        return []
-    order = np.argsort(lo, kind="stable")
+        return group
+    order = np.lexsort((hi, lo))
     reach = np.maximum.accumulate(hi[order])[:-1]
     begins = lo[order][1:]
     apart = begins > reach if is_closed else begins >= reach
-    group = np.zeros(len(lo), np.intp)
     group[order[1:]] = np.cumsum(apart)
-    found: list[int] = group.tolist()
-    return found
+    return group
 
 
 class Merge:
-    """One run of lines 5 to 21 over the entries of S_t. Every ready task comes up once, in `out[pool]`.
+    """One run of lines 5 to 21 over S_t. Every ready task comes up once, in `out[pool]`.
 
-    weigh: R(X) of an entry. draw: the random number p of a turn, where turns draw anew.
+    weigh: R(X) of stages, (n,). draw: the random number p of a turn, where turns draw anew.
     """
 
     def __init__(
-        self, st: list[Entry], options: Options, weigh: Callable[[Entry], float], draw: Callable[[], float]
+        self, st: Lineup, options: Options, weigh: Callable[[Sequence[Stage]], Array], draw: Callable[[], float]
     ) -> None:
         self._st = st
         self._options = options
         self._weigh = weigh
         self._draw = draw
-        #: S_u as far as it is known, and the groups beyond it, the next one last.
-        self._su: list[Entry] = []
-        self._groups: list[list[Entry]] | None = None
+        #: S_u as far as it is known, by rank in S_t, and the groups beyond it.
+        self._su: list[int] = []
+        self._groups = st.by_group()
         self._next_st = self._next_su = 0
         #: The first of S_t that may still be in S_u.
         self._next_new = 0
-        self._rest: Iterator[Entry] | None = None if options.eps > 0.0 else iter(st)
+        self._rest: Iterator[Entry] | None = None if options.eps > 0.0 else self._all_of_st()
         #: Whether S_u loses stages only when they are explored. Then nobody needs to know it before that.
         self._is_lazy = options.pop == "one" and options.draw == "call" and not options.su_positive_only
         #: Pool -> picks, as far as they are known.
@@ -101,7 +137,7 @@ class Merge:
         if self._rest is None:
             if self._turn():
                 return True
-            self._rest = iter(self._all_of_su() if self._options.rest == "su" else self._st)
+            self._rest = self._all_of_su() if self._options.rest == "su" else self._all_of_st()
         for entry in self._rest:
             if entry.left:
                 self._emit(entry, entry.left, None, explored=False)
@@ -167,9 +203,10 @@ class Merge:
     def _emit(self, entry: Entry, count: int, p: float | None, *, explored: bool) -> None:
         if not count:
             return
+        reduction = self._st.reductions[entry.rank]
         why = {
             "estimate": entry.estimate,
-            "reduction": entry.reduction,
+            "reduction": None if np.isnan(reduction) else float(reduction),
             "draw": p,
             "explored": explored,
             "group": entry.group,
@@ -190,41 +227,36 @@ class Merge:
     def _head_of_su(self) -> Entry | None:
         while True:
             while self._next_su < len(self._su):
-                if self._su[self._next_su].left:
-                    return self._su[self._next_su]
+                entry = self._st[self._su[self._next_su]]
+                if entry.left:
+                    return entry
                 self._next_su += 1
             if not self._extend_su():
                 return None
 
     def _extend_su(self) -> bool:
         """Lines 7 to 9: the stages of the next group; False if there is none."""
-        if self._groups is None:
-            groups: dict[int, list[Entry]] = {}
-            for entry in self._st:
-                groups.setdefault(entry.group, []).append(entry)
-            self._groups = [groups[number] for number in sorted(groups, reverse=True)]
-        if not self._groups:
+        if (ranks := next(self._groups, None)) is None:
             return False
+        reductions = self._st.reductions[ranks] = self._weigh([self._st.stages[rank] for rank in ranks])
         # Sorting is stable, and S_t is in the order of est_rd and what breaks its ties (A24).
-        weighed = [entry for entry in self._groups.pop() if entry.left]
-        for entry in weighed:
-            entry.reduction = self._weigh(entry)
-        weighed.sort(key=_reduction, reverse=True)
-        self._su += [e for e in weighed if e.reduction] if self._options.su_positive_only else weighed
+        order = np.argsort(-reductions, kind="stable")
+        if self._options.su_positive_only:
+            order = order[reductions[order] > 0.0]
+        self._su += ranks[order].tolist()
         return True
 
-    def _all_of_su(self) -> Iterable[Entry]:
+    def _all_of_st(self) -> Iterator[Entry]:
+        return map(self._st.__getitem__, range(len(self._st)))
+
+    def _all_of_su(self) -> Iterator[Entry]:
         while self._extend_su():
             pass
         # Stages that S_u leaves out (A21) come last.
-        return [*self._su, *self._st]
+        return map(self._st.__getitem__, [*self._su, *range(len(self._st))])
 
 
 def own_draw(seed: int, stage: Stage) -> float:
     """The random number that belongs to a stage of a job, 0 <= p < 1: always the same (A28)."""
     text = f"{seed}|{stage.job.id}|{stage.name}"
     return (int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 11) / 2.0**53
-
-
-def _reduction(entry: Entry) -> float:
-    return entry.reduction or 0.0

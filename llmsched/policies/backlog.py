@@ -5,8 +5,8 @@ progress of running tasks, is applied to all jobs at once:
 
     seconds = max(parts . (1, F_1, 1, F_2, …) - progress, 0), summed over the parts of a job
 
-with F = l(b_t) / l(1) of a pool (Eq. 2). A running LLM task has had its prefill first, and then decodes l(1) / l(n)
-reference seconds per second beside n - 1 others.
+with F = l(b_t) / l(1) of a pool (Eq. 2), in arrays that are kept up job by job (`parts.py`). A running LLM task has had
+its prefill first, and then decodes l(1) / l(n) reference seconds per second beside n - 1 others.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from llmsched.model.job import Executor, Job
+from llmsched.model.job import Executor, Job, Stage
 from llmsched.model.kinds import StageKind
 from llmsched.policies.base import View
 from llmsched.policies.options import Options
+from llmsched.policies.parts import Parts, Spot
 from llmsched.profiler.history import Array, Curves
-from llmsched.profiler.sight import Reduction, Seer, Sight
+from llmsched.profiler.sight import Reduction, Seer, Sight, values, weighed
 
 #: Seconds after which a batch counts for 1/e in `bt=ewma`.
 _EWMA = 30.0
@@ -33,25 +34,27 @@ _EWMA = 30.0
 
 @dataclass(slots=True)
 class Seen:
-    """A job as it was last seen. parts: (n, 3, C), those of the sight in the columns of the backlog."""
+    """A job as it was last seen."""
 
     job: Job
     seer: Seer
     sight: Sight
-    parts: Array
-    #: Place of its first part among those of all jobs.
-    start: int = 0
+    spot: Spot
     #: R of ready stages; empty whenever a task of the job began or ended.
     reductions: dict[str, Reduction] = field(default_factory=dict)
 
 
 class Amounts(NamedTuple):
-    """Of every job in order, (n,): est_rd and the interval in seconds. jobs: id -> its place."""
+    """What is left of every job, by place: est_rd and the interval in seconds. jobs: the places that are taken.
 
-    places: dict[str, int]
-    estimates: list[float]
+    keys: what to sort jobs by, the last one first (`numpy.lexsort`): number, arrival, est_rd.
+    """
+
+    jobs: npt.NDArray[np.intp]
+    estimates: Array
     lo: Array
     hi: Array
+    keys: tuple[npt.NDArray[np.intp], Array, Array]
 
 
 class Backlog:
@@ -62,12 +65,9 @@ class Backlog:
         self._curves = curves
         self.jobs: dict[str, Seen] = {}
         self._pools: dict[str, int] = {}
+        self._parts = Parts(0)
         #: Pool -> F of the last moment.
         self._factors: dict[str, float] = {}
-        #: Pools of a sight -> the factors of its columns, at that moment.
-        self._columns: dict[tuple[str, ...], list[float]] = {}
-        #: None when a job has changed.
-        self._stack: _Stack | None = None
         #: For `bt=ewma`: when the batches were last looked at, and their mean by pool.
         self._looked_at = 0.0
         self._loads: dict[str, float] = {}
@@ -77,69 +77,78 @@ class Backlog:
         before = len(self._pools)
         for pool in sight.pools:
             self._pools.setdefault(pool, len(self._pools))
-        self.jobs[job.id] = Seen(job, seer, sight, self._widened(sight.pools, sight.parts))
-        if len(self._pools) > before:
-            for seen in self.jobs.values():
-                seen.parts = self._widened(seen.sight.pools, seen.sight.parts)
-        self._stack = None
+        known = self.jobs.get(job.id)
+        spot = self._parts.enter(job.id, job.arrived_at, job.number) if known is None else known.spot
+        self.jobs[job.id] = seen = Seen(job, seer, sight, spot)
+        if len(self._pools) == before:
+            self._place(seen)
+            return
+        self._parts = Parts(2 * len(self._pools))
+        for seen in self.jobs.values():
+            seen.spot = self._parts.enter(seen.job.id, seen.job.arrived_at, seen.job.number)
+            self._place(seen)
 
     def drop(self, job_id: str) -> None:
-        self.jobs.pop(job_id, None)
-        self._stack = None
+        if self.jobs.pop(job_id, None) is not None:
+            self._parts.leave(job_id)
+            if not self.jobs:
+                self.clear()
 
     def clear(self) -> None:
         self.jobs.clear()
-        self._stack = None
+        self._parts = Parts(2 * len(self._pools))
 
-    def reduction(self, seen: Seen, stage: str) -> float:
-        """R of a ready stage at today's batches (Eq. 2, A9); per second where that is asked for (A43)."""
-        known = seen.reductions.get(stage)
-        if known is None:
-            known = seen.reductions[stage] = seen.seer.reduction(seen.job, seen.job.stages[stage], seen.sight)
-        factors = self._columns.get(seen.sight.pools)
-        if factors is None:
-            factors = [x for pool in seen.sight.pools for x in (1.0, self._factors.get(pool, 1.0))]
-            self._columns[seen.sight.pools] = factors
-        return known.value(factors, per_second=self._options.per_second)
+    def reductions(self, stages: Sequence[Stage]) -> Array:
+        """(n,) R of ready stages at today's batches (Eq. 2, A9); per second where that is asked for (A43)."""
+        found = np.empty(len(stages))
+        #: Pools of a sight -> the stages whose R is in their columns: where they are, and R.
+        by_pools: dict[tuple[str, ...], tuple[list[int], list[Reduction]]] = {}
+        for k, stage in enumerate(stages):
+            seen = self.jobs[stage.job.id]
+            known = seen.reductions.get(stage.name)
+            if known is None:
+                known = seen.reductions[stage.name] = seen.seer.reduction(seen.job, stage, seen.sight)
+            places, those = by_pools.setdefault(seen.sight.pools, ([], []))
+            places.append(k)
+            those.append(known)
+        for pools, (places, those) in by_pools.items():
+            factors = [x for pool in pools for x in (1.0, self._factors.get(pool, 1.0))]
+            found[places] = values(those, factors, per_second=self._options.per_second)
+        return found
 
     def amounts(self, view: View) -> Amounts:
         """What is left of every job at this moment."""
-        places = {job_id: k for k, job_id in enumerate(self.jobs)}
-        if not places:
-            return Amounts(places, [], np.empty(0), np.empty(0))
         engines: dict[str, list[Executor]] = {}
         for executor in view.executors.values():
             engines.setdefault(executor.pool, []).append(executor)
         self._factors = self._calibrate(view.now, engines)
-        self._columns.clear()
         if self._options.evidence == "censored":
             self._look_at_running(view)
-        if self._stack is None:
-            self._stack = self._stacked()
-        parts, starts, floors = self._stack
-        factors = np.array([x for pool in self._pools for x in (1.0, self._factors[pool])])
-        had = self._progress(view, len(parts))
-        seconds = parts @ factors
-        seconds[:, : 1 if self._options.interval == "total" else 3] -= had.sum(axis=1)[:, None]
+        parts = self._parts
+        work, floors = parts.work, parts.floors
+        factors = [x for pool in self._pools for x in (1.0, self._factors[pool])]
+        had = self._progress(view)
+        seconds = weighed(work, factors)
+        seconds[: 1 if self._options.interval == "total" else 3] -= had.sum(axis=0)
         np.maximum(seconds, 0.0, out=seconds)
-        sums = np.add.reduceat(seconds, starts)
+        total, lo, hi = map(parts.sums, seconds)
         match self._options.est:
             case "sum":
-                estimates = sums[:, 0] if floors is None else np.maximum(sums[:, 0], floors @ factors)
+                estimates = np.maximum(total, weighed(floors, factors))
             case "bottleneck":
-                own = np.add.reduceat(np.maximum(_by_pool(parts[:, 0] * factors) - had, 0.0), starts)
-                if floors is not None:
-                    own = np.maximum(own, _by_pool(floors * factors))
-                estimates = (own / [_slots(engines, pool) for pool in self._pools]).max(axis=1)
+                estimates = np.zeros(len(total))
+                for pool, k in self._pools.items():
+                    own = slice(2 * k, 2 * k + 2)
+                    left = np.maximum(weighed(work[own, 0], factors[own]) - had[k], 0.0)
+                    left = np.maximum(parts.sums(left), weighed(floors[own], factors[own]))
+                    np.maximum(estimates, left / _slots(engines, pool), out=estimates)
             case "critical_path":
-                each = seconds[:, 0].tolist()
+                estimates, each = total.copy(), seconds[0].tolist()
                 slots = {pool: _slots(engines, pool) for pool in self._pools}
-                paths = (
-                    _longest_path(seen, each, slots) if seen.sight.is_apart else total
-                    for seen, total in zip(self.jobs.values(), sums[:, 0].tolist(), strict=True)
-                )
-                estimates = np.fromiter(paths, np.float64, len(starts))
-        return Amounts(places, estimates.tolist(), sums[:, 1], sums[:, 2])
+                for seen in self.jobs.values():
+                    if seen.sight.is_apart:
+                        estimates[seen.spot.place] = _longest_path(seen, each, slots)
+        return Amounts(parts.taken, estimates, lo, hi, (parts.numbers, parts.arrived, estimates))
 
     # ------------------------------------------------------------------------------------------ batches, progress
 
@@ -168,9 +177,9 @@ class Backlog:
             factors[pool] = curve.decode(max(1, batch)) / alone if alone else 1.0
         return factors
 
-    def _progress(self, view: View, n_parts: int) -> Array:
-        """(parts, pools) seconds, at today's batches, that running tasks have had."""
-        had = np.zeros((n_parts, len(self._pools)))
+    def _progress(self, view: View) -> Array:
+        """(pools, rows) seconds, at today's batches, that running tasks have had."""
+        had = np.zeros((len(self._pools), self._parts.work.shape[2]))
         is_scaled = self._options.prefill == "scaled"
         jobs, at_once = self.jobs, view.now
         for executor in view.executors.values():
@@ -192,9 +201,9 @@ class Backlog:
                     prefill = task.prompt_tokens * per_token
                     if wall > prefill:
                         wall = prefill + (wall - prefill) * rate
-                row += seen.start
+                row += seen.spot.start
                 rows[row] = rows.get(row, 0.0) + wall
-            had[list(rows), at] += list(rows.values())
+            had[at, list(rows)] += list(rows.values())
         return had
 
     def _look_at_running(self, view: View) -> None:
@@ -213,46 +222,21 @@ class Backlog:
             if seen.seer.is_outlived(seen.job, seen.sight, had):
                 self.put(seen.job, seen.seer, seen.seer.see(seen.job, had))
 
-    # ------------------------------------------------------------------------------------------ columns and rows
-
-    def _widened(self, pools: Sequence[str], columns: Array) -> Array:
-        wide = np.zeros((*columns.shape[:-1], 2 * len(self._pools)))
-        for k, pool in enumerate(pools):
-            at = 2 * self._pools[pool]
-            wide[..., at : at + 2] = columns[..., 2 * k : 2 * k + 2]
-        return wide
-
-    def _stacked(self) -> _Stack:
-        starts: list[int] = []
-        start = 0
-        for seen in self.jobs.values():
-            seen.start = start
-            starts.append(start)
-            start += len(seen.parts)
-        floors = None
-        if any(seen.sight.floor is not None for seen in self.jobs.values()):
-            floors = np.zeros((len(self.jobs), 2 * len(self._pools)))
-            for k, seen in enumerate(self.jobs.values()):
-                if seen.sight.floor is not None:
-                    floors[k] = self._widened(seen.sight.pools, seen.sight.floor)
-        return _Stack(np.concatenate([seen.parts for seen in self.jobs.values()]), np.array(starts), floors)
-
-
-class _Stack(NamedTuple):
-    """parts: (parts, 3, C) of all jobs in a row. starts: (jobs,), where those of each begin. floors: (jobs, C)."""
-
-    parts: Array
-    starts: npt.NDArray[np.intp]
-    floors: Array | None
+    def _place(self, seen: Seen) -> None:
+        """Puts what is left of a job into the columns of all pools."""
+        sight = seen.sight
+        at = [2 * self._pools[pool] + k for pool in sight.pools for k in (0, 1)]
+        work = np.zeros((*sight.parts.shape[:2], 2 * len(self._pools)))
+        work[..., at] = sight.parts
+        floor = None
+        if sight.floor is not None:
+            floor = np.zeros(2 * len(self._pools))
+            floor[at] = sight.floor
+        self._parts.put(seen.job.id, work, floor)
 
 
 def _mean_running(engines: Sequence[Executor]) -> float:
     return sum(len(e.running) for e in engines) / len(engines)
-
-
-def _by_pool(columns: Array) -> Array:
-    """(n, C) to (n, pools)."""
-    return columns[:, ::2] + columns[:, 1::2]
 
 
 def _slots(engines: Mapping[str, Sequence[Executor]], pool: str) -> int:
@@ -278,6 +262,6 @@ def _longest_path(seen: Seen, each: Sequence[float], slots: Mapping[str, int]) -
         row, left = sight.rows.get(name), sight.left.get(name, 0.0)
         time = 0.0
         if row is not None and left > 0.0 and not stage.is_over:
-            time = each[seen.start + row] / left * ceil(left / slots.get(stage.pool, 1))
+            time = each[seen.spot.start + row] / left * ceil(left / slots.get(stage.pool, 1))
         ends[name] = time + max((ends[p] for p in before[name]), default=0.0)
     return max(ends.values(), default=0.0)

@@ -16,10 +16,12 @@ from inspect import Signature
 from random import Random
 from typing import Any, ClassVar
 
+import numpy as np
+
 from llmsched.errors import InvalidInput
 from llmsched.model.application import Application
 from llmsched.model.job import Job
-from llmsched.policies.algorithm1 import Entry, Merge, components
+from llmsched.policies.algorithm1 import Lineup, Merge, components
 from llmsched.policies.backlog import Backlog
 from llmsched.policies.base import Change, JobArrived, JobChanged, JobLeft, Pick, TaskEnded, TaskStarted, View
 from llmsched.policies.options import LITERAL, PLUS, Options
@@ -79,18 +81,17 @@ class Llmsched:
         self._look(view)
         self._decisions += 1
         self._random = None
-        amounts = self._backlog.amounts(view)
-        places, estimates = amounts.places, amounts.estimates
-        groups = components(amounts.lo, amounts.hi, is_closed=self.options.ends == "closed")
-        keyed = []
-        for stages in view.ready.values():
-            for stage in stages.values():
-                job = stage.job
-                place = places[job.id]
-                keyed.append((estimates[place], job.arrived_at, job.number, stage.order, place, stage))
-        keyed.sort()  # no two have the same order and place
-        st = [Entry(stage, estimate, groups[place]) for estimate, _, _, _, place, stage in keyed]
-        self._merge = merge = Merge(st, self.options, self._weigh, self.draw)
+        jobs, amounts = self._backlog.jobs, self._backlog.amounts(view)
+        groups = np.zeros(len(amounts.estimates), np.intp)
+        is_closed = self.options.ends == "closed"
+        groups[amounts.jobs] = components(amounts.lo[amounts.jobs], amounts.hi[amounts.jobs], is_closed=is_closed)
+        stages = [stage for ready in view.ready.values() for stage in ready.values()]
+        places = np.array([jobs[stage.job.id].spot.place for stage in stages], np.intp)
+        keys = [np.array([stage.order for stage in stages]), *(key[places] for key in amounts.keys)]
+        order = np.lexsort(tuple(keys))
+        places = places[order]
+        st = Lineup([stages[k] for k in order], amounts.estimates[places], groups[places])
+        self._merge = merge = Merge(st, self.options, self._backlog.reductions, self.draw)
         self._extend(merge, view)
 
     def picks(self, pool: str, view: View) -> Iterator[Pick]:
@@ -103,18 +104,18 @@ class Llmsched:
             self._random = Random(f"{self.options.seed}|{self._decisions}")
         return self._random.random()
 
-    def _weigh(self, entry: Entry) -> float:
-        stage = entry.stage
-        return self._backlog.reduction(self._backlog.jobs[stage.job.id], stage.name)
-
     def _extend(self, merge: Merge, view: View) -> None:
         """Takes turns until every free slot has a task: now, because dispatches change what R(X) is."""
         free: dict[str, int] = {}
         for executor in view.executors.values():
             free[executor.pool] = free.get(executor.pool, 0) + executor.free
         for pool, slots in free.items():
-            wanted = min(slots, sum(len(stage.ready) for stage in view.ready_stages(pool))) if slots else 0
-            while len(merge.out.get(pool, ())) < wanted:
+            wanted = 0
+            for stage in view.ready_stages(pool):
+                if wanted >= slots:
+                    break
+                wanted += len(stage.ready)
+            while len(merge.out.get(pool, ())) < min(wanted, slots):
                 merge.extend()
 
     def _look(self, view: View) -> None:

@@ -29,12 +29,24 @@ class Reduction(NamedTuple):
     gain: tuple[float, ...]
     cost: tuple[float, ...]
 
-    def value(self, factors: Sequence[float], *, per_second: bool = False) -> float:
-        """R(X) in bit seconds, never negative; in bit seconds per second of X if asked for (A43)."""
-        gain = max(sum(map(float.__mul__, self.gain, factors)), 0.0)
-        if not per_second or gain == 0.0:
-            return gain
-        return gain / max(sum(map(float.__mul__, self.cost, factors)), _LEAST)
+
+def values(reductions: Sequence[Reduction], factors: Sequence[float], *, per_second: bool = False) -> Array:
+    """(n,) R(X) in bit seconds, never negative; in bit seconds per second of X if asked for (A43)."""
+    gains = np.maximum(weighed(np.array([r.gain for r in reductions]).T, factors), 0.0)
+    if not per_second:
+        return gains
+    costs = np.maximum(weighed(np.array([r.cost for r in reductions]).T, factors), _LEAST)
+    return gains / costs
+
+
+def weighed(columns: Array, factors: Sequence[float]) -> Array:
+    """(C, …) to (…): columns times factors, summed from the first to the last, so that equal ones have equal sums."""
+    if not factors:
+        return np.zeros(columns.shape[1:])
+    total: Array = columns[0] * factors[0]
+    for column, factor in zip(columns[1:], factors[1:], strict=True):
+        total += column * factor
+    return total
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 from llmsched.errors import InvalidInput
 from llmsched.model.application import Application
 from llmsched.model.events import JobSubmitted, StageExpanded, TaskRef, TaskResult
-from llmsched.model.job import JobStatus
+from llmsched.model.job import Job, JobStatus, Stage, StageState
 from llmsched.model.kinds import StageKind
 from llmsched.model.records import EventRecord, JobRecord, JobUpdate, StageRecord, Writes
 from llmsched.model.spec import StageSpec
@@ -203,6 +203,12 @@ class JobRun:
             outputs=list(stage.outputs) if stage and any(o is not None for o in stage.outputs) else None,
         )
 
+    def views(self, job: Job | None) -> dict[str, dict[str, Any]]:
+        """Its stages as clients may see them until their ends are committed. job: the scheduler's, while it has one."""
+        if job is None:
+            return {name: stage.view() for name, stage in self.stages.items()}
+        return {stage.name: _view(stage, self.stages.get(stage.name)) for stage in job.stages.values()}
+
     # --------------------------------------------------------------------------------------------- restoring
 
     def submitted(self, unfolded: Unfolded) -> JobSubmitted:
@@ -241,3 +247,24 @@ class JobRun:
             for spec, prompt_tokens, _ in unfolded.reveals:
                 self.stages[spec.name] = StageRun(spec, len(prompt_tokens))
             yield StageExpanded(self.record.id, row.name, unfolded.reveals, unfolded.skipped, row.results)
+
+
+def _view(stage: Stage, run: StageRun | None) -> dict[str, Any]:
+    """A stage of an active job as clients may see it; run: its account, if it has one yet."""
+    running = sum(1 for ref in stage.job.running if ref.stage == stage.name)
+    state = "waiting"
+    if stage.state in (StageState.READY, StageState.EXPANDING, StageState.DONE):
+        started = running or stage.done_tasks or stage.state is not StageState.READY
+        state = "running" if started else "ready"
+    return {
+        "name": stage.name,
+        "kind": stage.kind.value,
+        "state": state,
+        "after": list(stage.spec.after),
+        "parent": stage.spec.parent,
+        "pool": stage.pool,
+        "tasks": None if stage.tasks is None else len(stage.tasks),
+        "running": running,
+        "done": stage.done_tasks,
+        "started_at": run.started_at if run else None,
+    }

@@ -30,10 +30,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, assert_never, cast
 
-from llmsched.errors import BackendError, Conflict, InvalidInput, Overloaded
+from llmsched.errors import BackendError, Conflict, InvalidInput
 from llmsched.model.events import (
     Batch,
     CancelTask,
@@ -55,7 +54,7 @@ from llmsched.model.events import (
     TaskFinished,
     TaskRef,
 )
-from llmsched.model.job import JobStatus, StageState
+from llmsched.model.job import JobStatus
 from llmsched.model.records import EventRecord, JobRecord, JobUpdate, Writes
 from llmsched.model.unfolding import Unfolded
 from llmsched.policies import make_policy
@@ -73,13 +72,14 @@ from llmsched.runtime.engines import Engines
 from llmsched.runtime.hub import Hub
 from llmsched.runtime.learning.foresight import Foresight
 from llmsched.runtime.learning.learner import Learner
+from llmsched.runtime.ledger import Ledger
 from llmsched.runtime.numbers import Numbers
 from llmsched.runtime.observer import Observer, Silent
 from llmsched.runtime.ports import Journal, Memory
 from llmsched.runtime.run import JobRun
 from llmsched.runtime.scripts.observed import ObservedScript
-from llmsched.runtime.submission import Limits, NewJob
-from llmsched.runtime.tenants import OverQuota, Owners, Quotas, usage_of
+from llmsched.runtime.submission import Limits, NewJob, check_healthy, check_room
+from llmsched.runtime.tenants import OverQuota, Quotas
 from llmsched.runtime.timeline import Timeline
 from llmsched.runtime.tools.handlers import HandlerRegistry
 from llmsched.runtime.tools.workers import WorkerPool
@@ -92,9 +92,6 @@ log = logging.getLogger(__name__)
 #: thousand calls of 64 engines that are answered at about the same time are handled, and their successors sent, in one
 #: go, so that those are answered at about the same time again, and everything else waits for half a second.
 MOST_EVENTS = 16
-#: Seconds that news nobody depends on (a job or stage was started, a task failed) may wait for a transaction of others:
-#: one of its own costs as much processor time as what it tells about.
-NEWS_PATIENCE = 0.02
 
 
 class Service:
@@ -164,11 +161,7 @@ class Service:
         self.numbers = numbers or Numbers()
         self._submitting = 0
         self._claims = Claims(store)
-        self._runs: dict[str, JobRun] = {}
-        #: Jobs that are over, until that is committed.
-        self._leaving: dict[str, JobRun] = {}
-        #: Tenants of jobs whose last event is not committed yet.
-        self._tenants = Owners()
+        self._ledger = Ledger(journal, self.hub, self._observer, self._refused)
         self._attempts = Attempts(
             self.engines,
             workers,
@@ -186,8 +179,6 @@ class Service:
         self._news: dict[str, list[EventRecord]] = {}
         self._tick_due: asyncio.Handle | None = None
         self._wakeup: asyncio.TimerHandle | None = None
-        #: What the next commit takes, by job.
-        self._writes: dict[str, Writes] = {}
         self._chores: list[asyncio.Task[None]] = []
         #: Nobody minds any more what becomes of the last writes: the next process finds out.
         self._closed = False
@@ -251,7 +242,7 @@ class Service:
         self.failure = error
         self.is_ready, self.is_stopping = False, True
         self._queue.clear()
-        self._writes.clear()
+        self._ledger.unwritten.clear()
         self._attempts.give_up_all()
         self._disarm()
         self._idle.set()
@@ -280,27 +271,26 @@ class Service:
         Raises BackendError where the database does not answer.
         """
         async with self._taking_up:
-            new = [id for id in ids if id not in self._runs and id not in self._leaving]
+            new = [id for id in ids if id not in self._ledger.runs and id not in self._ledger.leaving]
             found = await restore(self._store, self.applications, self.describes, traced=self.tracing.is_on, ids=new)
             told = await self._store.told(new)
             self._take_up(found)
             for id in ids:
-                self._of(id).met.append(id)
-            self.hub.publish(told, lambda job: self._tenants.get(job, ""))
+                self._ledger.of(id).met.append(id)
+            self._ledger.publish(told)
             self._schedule_tick()
 
     def _take_up(self, found: Found) -> None:
         restored, hopeless, orphans = found
         for run, events in restored:
-            self._runs[run.record.id] = run
-            self._tenants[run.record.id] = run.record.tenant
+            self._ledger.enter(run)
             for event in events:
                 self.post(event)
         for record, seq, reason in hopeless:
-            self._tenants[record.id] = record.tenant
+            self._ledger.owned(record)
             self._abandon(record, seq + 1, f"cannot be restored: {reason}")
         for record, seq, ended_at in orphans:
-            self._tenants[record.id] = record.tenant
+            self._ledger.owned(record)
             if ended_at is None:
                 self._abandon(record, seq + 1, "its calls ended with the service that they came to")
             else:
@@ -315,7 +305,7 @@ class Service:
         """Ends a job that the scheduler does not know."""
         seconds = at - record.submitted_at
         told = {"error": reason} if reason else {"seconds": round(seconds, 6)}
-        writes = self._of(record.id)
+        writes = self._ledger.of(record.id)
         writes.updates.append(JobUpdate(record.id, status, None, at, None, reason))
         writes.events.append(EventRecord(record.id, seq, f"job.{status.value}", at, told))
         writes.callbacks.extend(owed(record, at))
@@ -336,11 +326,11 @@ class Service:
 
     @property
     def active_jobs(self) -> int:
-        return len(self._runs)
+        return len(self._ledger.runs)
 
     def active_by_application(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for run in self._runs.values():
+        for run in self._ledger.runs.values():
             counts[run.record.application] = counts.get(run.record.application, 0) + 1
         return counts
 
@@ -370,11 +360,11 @@ class Service:
         self.quotas.take(record.tenant, record.submitted_at)
         self.numbers.last = record.number
         self._submitting += 1
-        self._tenants[record.id] = record.tenant
+        self._ledger.owned(record)
         try:
             await self._journal.append(writes)
         except BaseException as error:
-            del self._tenants[record.id]
+            del self._ledger.tenants[record.id]
             if isinstance(error, BackendError):
                 self.fail(error)
             raise
@@ -382,7 +372,7 @@ class Service:
             self._submitting -= 1
         for used in writes.usage:
             self._observer.used(used)
-        self._runs[record.id] = run
+        self._ledger.runs[record.id] = run
         self._observer.job_submitted(record.application, record.job_class.label)
         self.post(submitted)
         return record
@@ -397,8 +387,7 @@ class Service:
         record, unfolded = run.record, Unfolded((reveal,))
         self.quotas.take(record.tenant, record.submitted_at)
         self.numbers.last = record.number
-        self._runs[record.id] = run
-        self._tenants[record.id] = record.tenant
+        self._ledger.enter(run)
         run.unwritten = Writes(jobs=[(record, None)], events=[run.submission()])
         run.unfold(unfolded, record.submitted_at)
         self._observer.job_submitted(record.application, record.job_class.label)
@@ -406,45 +395,32 @@ class Service:
 
     def write_out(self, run: JobRun) -> None:
         """What is to be written of a job waits for its end no longer."""
-        if run.unwritten is not None:
-            self._writes[run.record.id], run.unwritten = run.unwritten, None
+        if self._ledger.release(run):
             self._schedule_tick()
 
     def check_open(self) -> None:
         """Raises BackendError where nothing new can be begun."""
         if self.is_stopping:
             raise BackendError(STOPPING)
-        if not self._journal.healthy:
-            raise BackendError("the database does not answer, so nothing can be accepted; retry soon")
+        check_healthy(self._journal)
 
     def check_room(self, tenant: str) -> None:
         """Raises Overloaded or BackendError where no job of this tenant can be taken in now."""
         self.check_open()
-        active = len(self._runs) + self._submitting
-        if active >= self.limits.active_jobs:
-            raise Overloaded(
-                f"{active} jobs are active, at most {self.limits.active_jobs} are accepted; retry later",
-                retry_after=2.0,
-            )
-        if self._journal.pending >= self.limits.pending_writes:
-            raise Overloaded("too many writes wait for the database; retry later", retry_after=1.0)
+        check_room(self.limits, self._journal, self.active_jobs + self._submitting)
         try:
-            self.quotas.check(tenant, self._tenants.active[tenant], self.clock.now())
+            self.quotas.check(tenant, self._ledger.tenants.active[tenant], self.clock.now())
         except OverQuota as refusal:
             self._observer.over_quota(tenant, refusal.quota)
             raise
 
     def committed(self, writes: Writes) -> None:
         """The journal's news that these writes are durable: now others may see them."""
-        self.hub.publish(writes.events, lambda job: self._tenants.get(job, ""))
-        for update in writes.updates:
-            if update.finished_at is not None:
-                self._tenants.pop(update.id, None)
-                self._leaving.pop(update.id, None)
+        self._ledger.committed(writes)
 
     @property
     def active_by_tenant(self) -> Mapping[str, int]:
-        return self._tenants.active
+        return self._ledger.tenants.active
 
     @property
     def tenant_weights(self) -> Mapping[str, float]:
@@ -452,16 +428,16 @@ class Service:
 
     def forecast(self, id: str) -> Forecast | None:
         """What was said of an active job's deadline when it was accepted."""
-        run = self._runs.get(id)
+        run = self._ledger.runs.get(id)
         return None if run is None else run.forecast
 
     def open_tenant(self, id: str) -> str | None:
         """The tenant of a job whose last event is still to be published; None of every other."""
-        return self._tenants.get(id)
+        return self._ledger.tenants.get(id)
 
     def cancel(self, id: str) -> bool:
         """Whether the job was active and is now being cancelled."""
-        if id not in self._runs:
+        if id not in self._ledger.runs:
             return False
         self.post(JobCancelled(id))
         return True
@@ -472,31 +448,8 @@ class Service:
         Read the committed stages after this, and let them win: what is over but not committed still counts as running
         here, because a crash would make it run again.
         """
-        job = self.scheduler.view.jobs.get(id)
-        if job is None:
-            left = self._leaving.get(id)
-            return {} if left is None else {name: stage.view() for name, stage in left.stages.items()}
-        live = {}
-        for stage in job.stages.values():
-            running = sum(1 for ref in job.running if ref.stage == stage.name)
-            state = "waiting"
-            if stage.state in (StageState.READY, StageState.EXPANDING, StageState.DONE):
-                started = running or stage.done_tasks or stage.state is not StageState.READY
-                state = "running" if started else "ready"
-            run = self._runs[id].stages.get(stage.name)
-            live[stage.name] = {
-                "name": stage.name,
-                "kind": stage.kind.value,
-                "state": state,
-                "after": list(stage.spec.after),
-                "parent": stage.spec.parent,
-                "pool": stage.pool,
-                "tasks": None if stage.tasks is None else len(stage.tasks),
-                "running": running,
-                "done": stage.done_tasks,
-                "started_at": run.started_at if run else None,
-            }
-        return live
+        run = self._ledger.runs.get(id) or self._ledger.leaving.get(id)
+        return {} if run is None else run.views(self.scheduler.view.jobs.get(id))
 
     def use_policy(self, name: str) -> None:
         """Orders everything by another policy from the next tick on. Raises UnknownName."""
@@ -568,7 +521,7 @@ class Service:
                     events += self._reveal(event, now)
                 case JobSubmitted(job):
                     self._news[job] = []
-                    self.tracing.job_began(self._runs[job])
+                    self.tracing.job_began(self._ledger.runs[job])
                 case _:
                     pass
         before = self.scheduler.stats.decisions
@@ -597,7 +550,7 @@ class Service:
             self._explain(now, seconds, len(events), dispatched)
         self._foresee(now)
         self.scheduler.let_go()
-        self._commit()
+        self._ledger.commit(self.clock.now())
         self._arm()
         if self._queue and self._tick_due is None:
             self._tick_due = asyncio.get_running_loop().call_soon(self._tick)
@@ -627,37 +580,15 @@ class Service:
         if due is not None:
             self._wakeup = asyncio.get_running_loop().call_later(max(0.0, due - self.clock.now()), self._schedule_tick)
 
-    def _of(self, job: str) -> Writes:
-        """Where a job's rows and events of this tick belong."""
-        run = self._runs.get(job)
-        if run is not None and run.unwritten is not None:
-            return run.unwritten
-        return self._writes.setdefault(job, Writes())
-
-    def _commit(self) -> None:
-        # One entry per job: the journal makes them one transaction, and refuses no more than the job at fault.
-        now = self.clock.now()
-        for job, writes in self._writes.items():
-            writes.usage = usage_of(writes, self._tenants.get(job, ""), now)
-            for used in writes.usage:
-                self._observer.used(used)
-            # Nobody waits either for what is written all at once of an observed job: its client has the answer.
-            is_news = not writes.stages and all(update.finished_at is None for update in writes.updates)
-            done = self._journal.append(writes, patience=NEWS_PATIENCE if is_news or writes.jobs else 0.0)
-            done.add_done_callback(partial(self._written, job, writes))
-        self._writes = {}
-
-    def _written(self, job: str, writes: Writes, done: asyncio.Future[None]) -> None:
-        error = done.exception()
-        if error is None:
-            return
+    def _refused(self, job: str, writes: Writes, error: BaseException) -> None:
+        """The store did not take what was to be written of a job."""
         is_final = any(update.finished_at is not None for update in writes.updates)
         if isinstance(error, Conflict) or not isinstance(error, InvalidInput | RecursionError):
             self.fail(error)
-        elif job in self._runs:
+        elif job in self._ledger.runs:
             self.post(StageFailed(job, writes.stages[-1].name if writes.stages else "", f"cannot be stored: {error}"))
-        elif job in self._leaving and is_final:
-            run = self._leaving.pop(job)
+        elif job in self._ledger.leaving and is_final:
+            run = self._ledger.leaving.pop(job)
             self._abandon(run.record, run.seq + 1, f"the result cannot be stored: {error}")
         elif is_final:
             self.fail(error)
@@ -673,7 +604,7 @@ class Service:
                 "dispatched": [
                     {
                         "job": d.task.job,
-                        "tenant": self._tenants.get(d.task.job, ""),
+                        "tenant": self._ledger.tenants.get(d.task.job, ""),
                         "stage": d.task.stage,
                         "task": d.task.index,
                         "executor": d.executor,
@@ -687,7 +618,7 @@ class Service:
 
     def _account(self, event: TaskFinished, now: float) -> list[Event]:
         """What follows from the last finished task of a stage."""
-        run = self._runs.get(event.task.job)
+        run = self._ledger.runs.get(event.task.job)
         if run is None or not run.stages[event.task.stage].left or not run.finish_task(event.task, event.result):
             return []
         name = event.task.stage
@@ -701,7 +632,7 @@ class Service:
         if (parent := run.stages[name].spec.parent) is not None:
             rows += run.close_dynamic(parent, now)
         more_rows, more_notes = run.unfold(unfolded or Unfolded(), now)
-        writes = self._of(run.record.id)
+        writes = self._ledger.of(run.record.id)
         writes.stages.extend(rows + more_rows)
         writes.events.extend(notes + more_notes)
         writes.updates.extend(run.departed())
@@ -711,7 +642,7 @@ class Service:
 
     def _reveal(self, event: StagesRevealed, now: float) -> list[Event]:
         """Opens accounts of calls that came in; the stage before them was left open for that."""
-        run = self._runs.get(event.job)
+        run = self._ledger.runs.get(event.job)
         if run is None:
             return []
         assert isinstance(run.script, ObservedScript), run.record
@@ -720,12 +651,10 @@ class Service:
         return [] if before is None else [StageExpanded(event.job, before)]
 
     def _finish(self, command: FinishJob, now: float) -> None:
-        run = self._runs.pop(command.job)
+        run = self._ledger.leave(command.job)
         self._attempts.forget(command.job)
         self.timeline.finished(command.job, now)
         self.door.finished(command.job, command.outcome, command.reason)
-        if run.unwritten is not None:
-            self._writes[command.job], run.unwritten = run.unwritten, None
         record, outcome, error = run.record, command.outcome, command.reason or None
         result = None
         if outcome is Outcome.COMPLETED:
@@ -735,11 +664,10 @@ class Service:
             except InvalidInput as failure:
                 outcome, error = Outcome.FAILED, str(failure)
         data = {"seconds": round(now - record.submitted_at, 6)} | ({"error": error} if error else {})
-        writes = self._of(record.id)
+        writes = self._ledger.of(record.id)
         writes.updates.append(JobUpdate(record.id, JobStatus(outcome.value), run.started_at, now, result, error))
         writes.events.append(run.event(f"job.{outcome.value}", now, data))
         writes.callbacks.extend(owed(record, now))
-        self._leaving[record.id] = run
         self._observer.job_finished(record.application, outcome.value, now - record.submitted_at)
         self.tracing.job_ended(record, outcome.value, now, error)
         completed = outcome is Outcome.COMPLETED
@@ -751,12 +679,12 @@ class Service:
 
     def _dispatch(self, command: Dispatch, now: float) -> None:
         ref = command.task
-        run = self._runs[ref.job]
+        run = self._ledger.runs[ref.job]
         task = self.scheduler.view.jobs[ref.job].running[ref]
         first = run.started_at is None
-        self._of(ref.job).events.extend(run.start(ref, command.executor, now))
+        self._ledger.of(ref.job).events.extend(run.start(ref, command.executor, now))
         if first:
-            self._of(ref.job).updates.append(JobUpdate(ref.job, JobStatus.RUNNING, now, None, None, None))
+            self._ledger.of(ref.job).updates.append(JobUpdate(ref.job, JobStatus.RUNNING, now, None, None, None))
         self._observer.task_started(task.pool, run.record.application, now - task.ready_at)
         self.timeline.started(ref, command.attempt, command.executor, now)
         self._attempts.start(run, command, task.stage.kind, now - task.ready_at)
@@ -773,7 +701,7 @@ class Service:
             case TaskFailed(_, number, reason):
                 self.timeline.ended(ref, "failed", now)
                 note = {"stage": ref.stage, "task": ref.index, "attempt": number, "reason": reason}
-                self._of(ref.job).events.append(run.event("task.failed", now, note))
+                self._ledger.of(ref.job).events.append(run.event("task.failed", now, note))
             case SliceEnded():
                 self.timeline.ended(ref, "sliced", now)
                 self._observer.task_sliced(stage.spec.pool)

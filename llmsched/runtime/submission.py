@@ -1,4 +1,4 @@
-"""What is handed in: a new job, its id, the limits of the service, and the checks a recording has to pass."""
+"""What is handed in: a new job, its id, the limits of the service, and the checks it has to pass."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import orjson
 
-from llmsched.errors import InvalidRecording
+from llmsched.errors import BackendError, InvalidRecording, Overloaded
 from llmsched.model.application import Application
 from llmsched.model.events import JobClass
 from llmsched.model.recording import Recording, input_features
+from llmsched.runtime.ports import Journal
 from llmsched.runtime.scripts.live import LiveScript
 from llmsched.runtime.scripts.script import RecordedScript, Script
 from llmsched.runtime.tracing.context import TraceContext
@@ -52,6 +53,22 @@ class NewJob:
     trace: TraceContext | None = None
     #: Seconds in which it should be over.
     deadline_s: float | None = None
+
+
+def check_healthy(journal: Journal) -> None:
+    """Raises BackendError where nothing can be written."""
+    if not journal.healthy:
+        raise BackendError("the database does not answer, so nothing can be accepted; retry soon")
+
+
+def check_room(limits: Limits, journal: Journal, active: int) -> None:
+    """Raises Overloaded where, with so many active jobs, no other is taken in."""
+    if active >= limits.active_jobs:
+        raise Overloaded(
+            f"{active} jobs are active, at most {limits.active_jobs} are accepted; retry later", retry_after=2.0
+        )
+    if journal.pending >= limits.pending_writes:
+        raise Overloaded("too many writes wait for the database; retry later", retry_after=1.0)
 
 
 def read_recording(raw: Any, application: Application, longest_context: int | None) -> Recording:

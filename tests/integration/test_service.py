@@ -523,13 +523,13 @@ def left_over(service: Service) -> dict[str, Any]:
     """Everything the service still holds of any job; empty when all are over and committed."""
     view = service.scheduler.view
     kept: dict[str, Sequence[Any] | dict[Any, Any]] = {
-        "runs": service._runs,
-        "leaving": service._leaving,
+        "runs": service._ledger.runs,
+        "leaving": service._ledger.leaving,
         "attempts": service._attempts,
-        "tenants": service._tenants,
+        "tenants": service._ledger.tenants,
         "claims": service._claims,
         "queue": service._queue,
-        "writes": service._writes,
+        "writes": service._ledger.unwritten,
         "jobs": view.jobs,
         "ready": {pool: stages for pool, stages in view.ready.items() if stages},
         "running": {e.id: e.running for e in view.executors.values() if e.running},

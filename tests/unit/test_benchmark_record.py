@@ -23,7 +23,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleTy
     monkeypatch.setattr(module, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(module, "write_page", lambda: None)
     yield module
-    for name in ("record", "rig"):
+    for name in ("marks", "record", "rig"):
         del sys.modules[name]
 
 
@@ -70,10 +70,10 @@ def test_a_page_without_its_marks_is_refused(record: ModuleType, tmp_path: Path)
 
 def test_only_what_stands_between_the_marks_is_written(record: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{record.BEGIN}\nold\n{record.END}\nbelow\n")
+    page.write_text(f"above\n{record.BEGIN}\nold\n{record.marks.END}\nbelow\n")
     module = importlib.reload(record)
     module.write_page(page, tmp_path)
-    assert page.read_text() == f"above\n{record.BEGIN}\n\n0 of 0 goals are met.\n\n{record.END}\nbelow\n"
+    assert page.read_text() == f"above\n{record.BEGIN}\n\n0 of 0 goals are met.\n\n{record.marks.END}\nbelow\n"
 
 
 def test_conditions_name_machine_date_and_commit(record: ModuleType) -> None:

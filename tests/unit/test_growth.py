@@ -22,7 +22,7 @@ def growth(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     path = list(sys.path)
     yield {name: importlib.import_module(name) for name in MODULES}
     sys.path[:] = path
-    for name in (*MODULES, "record", "rig", "throughput"):
+    for name in (*MODULES, "marks", "record", "rig", "throughput"):
         del sys.modules[name]
 
 

@@ -24,7 +24,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
     yield {name: importlib.import_module(name) for name in MODULES}
-    for name in (*MODULES, "record", "rig"):
+    for name in (*MODULES, "marks", "record", "rig"):
         del sys.modules[name]
 
 
@@ -232,14 +232,14 @@ def test_goals_are_missed_in_words(peers: dict[str, ModuleType]) -> None:
 
 def test_the_page_keeps_what_stands_around_the_numbers(peers: dict[str, ModuleType], tmp_path: Path) -> None:
     page, path = peers["page"], tmp_path / "peers.md"
-    path.write_text(f"# Before\n\n{page.BEGIN}\nold numbers\n{page.END}\n\n# After\n")
+    path.write_text(f"# Before\n\n{page.BEGIN}\nold numbers\n{page.marks.END}\n\n# After\n")
 
     page.write(document(), path)
     page.write(document(), path)
 
     text = path.read_text()
     assert text.startswith(f"# Before\n\n{page.BEGIN}\n")
-    assert text.endswith(f"{page.END}\n\n# After\n")
+    assert text.endswith(f"{page.marks.END}\n\n# After\n")
     assert "old numbers" not in text
     assert "| 16 | 0.64 s | 0.5 | 1.0 / 2.0 | 3.0 (2.5 to 3.5) | 6.0 (5.5 to 6.5) | 20.0 (19.5 to 20.5)" in text
     assert "at 2 of 2 figures beyond doubt" in text
@@ -292,7 +292,7 @@ def test_a_way_that_was_not_measured_at_every_point_leaves_its_cells_empty(peers
 def test_the_page_in_the_documentation_has_its_marks(peers: dict[str, ModuleType]) -> None:
     text = peers["page"].PAGE.read_text()
 
-    assert text.index(peers["page"].BEGIN) < text.index(peers["page"].END)
+    assert text.index(peers["page"].BEGIN) < text.index(peers["page"].marks.END)
 
 
 def test_aiperf_is_read_and_failed_requests_are_no_result(peers: dict[str, ModuleType]) -> None:

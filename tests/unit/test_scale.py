@@ -25,7 +25,7 @@ def scale(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "scale"))
     yield {name: importlib.import_module(name) for name in MODULES}
-    for name in (*MODULES, "record", "rig"):
+    for name in (*MODULES, "marks", "record", "rig"):
         del sys.modules[name]
 
 
@@ -196,11 +196,11 @@ def test_the_simulator_says_by_which_power_it_grows(scale: dict[str, ModuleType]
 def test_numbers_go_between_the_marks_and_nowhere_else(scale: dict[str, ModuleType], tmp_path: Path) -> None:
     page = scale["page"]
     file = tmp_path / "page.md"
-    file.write_text(f"Before.\n{page.BEGIN}\nold\n{page.END}\nAfter.\n")
+    file.write_text(f"Before.\n{page.BEGIN}\nold\n{page.marks.END}\nAfter.\n")
     page.write(document(point()), file)
     written = file.read_text()
     assert written.startswith(f"Before.\n{page.BEGIN}\n\n### The service")
-    assert written.endswith(f"{page.END}\nAfter.\n")
+    assert written.endswith(f"{page.marks.END}\nAfter.\n")
     assert "old" not in written
     file.write_text("nothing")
     with pytest.raises(ValueError, match="lacks"):
@@ -212,7 +212,7 @@ def test_the_page_in_the_repository_is_that_of_the_results(scale: dict[str, Modu
     results = BENCHMARKS / "results" / "scale.json"
     if not results.exists():
         pytest.skip("nothing was measured")
-    written = page.PAGE.read_text().partition(page.BEGIN)[2].partition(page.END)[0]
+    written = page.PAGE.read_text().partition(page.BEGIN)[2].partition(page.marks.END)[0]
     assert written.strip() == page.text(json.loads(results.read_text())).strip()
 
 

@@ -24,9 +24,10 @@ MODULES = ("bed", "results", "page", "engine")
 @pytest.fixture
 def testbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The modules by name, as they find each other when one is run as a script."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(BENCHMARKS / "testbed"))
     yield {name: importlib.import_module(name) for name in MODULES}
-    for name in MODULES:
+    for name in (*MODULES, "marks"):
         del sys.modules[name]
 
 
@@ -123,19 +124,19 @@ def test_page_goes_between_its_marks(testbed: dict[str, ModuleType], tmp_path: P
     runs["llmsched"] = a_run([5.0, 10.0, 20.0], [5.0, 10.0, 20.0])
     found = a_bed(testbed, **runs)
     path = tmp_path / "testbed.md"
-    path.write_text(f"# Before\n{page.BEGIN}\nstale\n{page.END}\nafter\n")
+    path.write_text(f"# Before\n{page.BEGIN}\nstale\n{page.marks.END}\nafter\n")
 
     page.write({"date": "today", "commit": "abc", "machine": "one"}, {found.key: found}, path)
 
     text = path.read_text()
     assert text.startswith(f"# Before\n{page.BEGIN}\n\ntoday, commit abc; one.")
-    assert text.endswith(f"{page.END}\nafter\n")
+    assert text.endswith(f"{page.marks.END}\nafter\n")
     assert "stale" not in text
     # 35 s of 63 s; the paper's range stands beside it
     assert "| chain | 35 to 45 % | 44 to 44 % | 45 to 45 % | 25 to 40 % | 0 to 0 % | 0 to 0 % | 38 to 50 % |" in text
     assert "| `fcfs` | 0.25 / 1.5 (paper 0.06) |" in text
     with pytest.raises(ValueError, match="lacks"):
-        page.write({}, {}, BENCHMARKS / "README.md")
+        page.write({"date": "today", "commit": "abc", "machine": "one"}, {found.key: found}, BENCHMARKS / "README.md")
 
 
 def test_smaller_jobs_keep_their_shape(testbed: dict[str, ModuleType]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -20,7 +20,7 @@ from llmsched.profiler.cases import Tables
 from llmsched.profiler.history import Curves
 from llmsched.profiler.network import pyagrum  # imported there without its warnings
 from llmsched.profiler.reading import Reading
-from llmsched.profiler.sight import DeclaredSeer, Reduction, Sight
+from llmsched.profiler.sight import DeclaredSeer, Reduction, Sight, values
 from llmsched.profiler.stages import learn_stages
 from llmsched.profiler.uncertainty import Uncertainty, estimator_for
 from llmsched.profiler.walk import walk
@@ -70,7 +70,11 @@ def sees_marginals(app: Application, recordings: Iterable[Recording], **reading:
 
 def reduction(seer: Uncertainty, job: Job, name: str) -> float:
     """R in bit seconds at batches of one."""
-    return seer.reduction(job, job.stages[name], seer.see(job)).value([1.0] * 2 * len(seer.tables.pools))
+    return value(seer.reduction(job, job.stages[name], seer.see(job)), [1.0] * 2 * len(seer.tables.pools))
+
+
+def value(reduction: Reduction, factors: Sequence[float], *, per_second: bool = False) -> float:
+    return float(values([reduction], factors, per_second=per_second)[0])
 
 
 def left(sight: Sight) -> list[float]:
@@ -452,7 +456,7 @@ def test_seconds_are_calibrated_on_reading() -> None:
     def at(factor: float, **reading: Any) -> tuple[float, float]:
         seer = sees(app, jobs, curves=curves, **reading)
         sight = seer.see(job)
-        r = seer.reduction(job, job.stages["a"], sight).value([1.0, factor])
+        r = value(seer.reduction(job, job.stages["a"], sight), [1.0, factor])
         return round(float((sight.parts[:, 0] @ [1.0, factor]).sum()), 6), round(r / 0.188722, 3)
 
     # 1 + 1 s of prefill, 3 + 2 s of decoding; b ranges over 2 s
@@ -465,9 +469,10 @@ def test_seconds_are_calibrated_on_reading() -> None:
 def test_a_reduction_per_second_of_the_stage() -> None:
     r = Reduction((0.0, 6.0), (1.0, 2.0))
 
-    assert (r.value([1.0, 1.0]), r.value([1.0, 2.0])) == (6.0, 12.0)
-    assert r.value([1.0, 1.0], per_second=True) == 2.0
-    assert Reduction((1.0, -2.0), (0.0, 0.0)).value([1.0, 1.0], per_second=True) == 0.0
+    assert (value(r, [1.0, 1.0]), value(r, [1.0, 2.0])) == (6.0, 12.0)
+    assert value(r, [1.0, 1.0], per_second=True) == 2.0
+    assert value(Reduction((1.0, -2.0), (0.0, 0.0)), [1.0, 1.0], per_second=True) == 0.0
+    assert value(Reduction((), ()), []) == 0.0
 
 
 # ------------------------------------------------------------------------------- nothing learned, averages only
@@ -479,7 +484,7 @@ def test_declared_means_leave_nothing_open() -> None:
     seer = DeclaredSeer(app, CURVES)
 
     assert left(seer.see(job)) == [3.0, 3.0, 3.0]
-    assert seer.reduction(job, job.stages["a"], seer.see(job)).value([1.0] * 4) == 0.0
+    assert value(seer.reduction(job, job.stages["a"], seer.see(job)), [1.0] * 4) == 0.0
 
 
 def averages(constant: bool = False) -> Averages:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-from llmsched.errors import BackendError, Overloaded
+from llmsched.errors import BackendError
 from llmsched.model.application import Application
 from llmsched.model.records import JobRecord
 from llmsched.runtime.admission import Claims, accept
@@ -19,7 +19,7 @@ from llmsched.runtime.clock import Clock
 from llmsched.runtime.numbers import Numbers
 from llmsched.runtime.observer import Observer
 from llmsched.runtime.ports import Journal, Memory
-from llmsched.runtime.submission import Limits, NewJob
+from llmsched.runtime.submission import Limits, NewJob, check_healthy, check_room
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class Intake:
         return await asyncio.shield(asyncio.ensure_future(self._claims.once(new, self._admit)))
 
     async def _admit(self, new: NewJob) -> JobRecord:
-        self._check_room()
+        check_healthy(self._journal)
+        check_room(self._limits, self._journal, self._active_jobs())
         application: Application = await self._applications.read(new.application)
         number = self._numbers.after(self._clock.now())
         run, _, writes = accept(new, application, number, longest_context=None, clock=self._clock)
@@ -71,18 +72,6 @@ class Intake:
             self._observer.used(used)
         self._observer.job_submitted(record.application, record.job_class.label)
         return record
-
-    def _check_room(self) -> None:
-        if not self._journal.healthy:
-            raise BackendError("the database does not answer, so nothing can be accepted; retry soon")
-        active = self._active_jobs()
-        if active >= self._limits.active_jobs:
-            raise Overloaded(
-                f"{active} jobs are active, at most {self._limits.active_jobs} are accepted; retry later",
-                retry_after=2.0,
-            )
-        if self._journal.pending >= self._limits.pending_writes:
-            raise Overloaded("too many writes wait for the database; retry later", retry_after=1.0)
 
 
 class Arrivals:
