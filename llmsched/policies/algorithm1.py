@@ -131,6 +131,8 @@ class Merge:
         self._is_lazy = options.pop == "one" and options.draw == "call" and not options.su_positive_only
         #: Pool -> picks, as far as they are known.
         self.out: dict[str, list[Pick]] = {}
+        #: Pool -> how many picks there are, where somebody has counted.
+        self.counts: dict[str, int] = {}
 
     def extend(self) -> bool:
         """Takes one turn, or places one stage of the rest; False when every task has its place."""
@@ -144,6 +146,12 @@ class Merge:
                 return True
         return False
 
+    def settle(self, ranks: Ranks) -> None:
+        """Places what is left of some stages, in the order of S_t: they need no turn, because there is room for all."""
+        for rank in ranks:
+            entry = self._st[int(rank)]
+            self._emit(entry, entry.left, None, explored=False)
+
     def picks(self, pool: str) -> Iterator[Pick]:
         """Every pick of a pool."""
         k = 0
@@ -152,7 +160,7 @@ class Merge:
             while k < len(out):
                 yield out[k]
                 k += 1
-            if not self.extend():
+            if k == self.counts.get(pool) or not self.extend():
                 return
 
     def _turn(self) -> bool:

@@ -45,12 +45,13 @@ class Seen:
 
 
 class Amounts(NamedTuple):
-    """What is left of every job, by place: est_rd and the interval in seconds. jobs: the places that are taken.
+    """What is left of every job, by place: est_rd and the interval in seconds. places: of jobs; taken: those of any.
 
     keys: what to sort jobs by, the last one first (`numpy.lexsort`): number, arrival, est_rd.
     """
 
-    jobs: npt.NDArray[np.intp]
+    places: Mapping[str, int]
+    taken: npt.NDArray[np.intp]
     estimates: Array
     lo: Array
     hi: Array
@@ -148,7 +149,7 @@ class Backlog:
                 for seen in self.jobs.values():
                     if seen.sight.is_apart:
                         estimates[seen.spot.place] = _longest_path(seen, each, slots)
-        return Amounts(parts.taken, estimates, lo, hi, (parts.numbers, parts.arrived, estimates))
+        return Amounts(parts.places, parts.taken, estimates, lo, hi, (parts.numbers, parts.arrived, estimates))
 
     # ------------------------------------------------------------------------------------------ batches, progress
 

@@ -21,6 +21,7 @@ import numpy as np
 from llmsched.errors import InvalidInput
 from llmsched.model.application import Application
 from llmsched.model.job import Job
+from llmsched.model.kinds import StageKind
 from llmsched.policies.algorithm1 import Lineup, Merge, components
 from llmsched.policies.backlog import Backlog
 from llmsched.policies.base import Change, JobArrived, JobChanged, JobLeft, Pick, TaskEnded, TaskStarted, View
@@ -77,22 +78,27 @@ class Llmsched:
                 pass
 
     def begin(self, view: View) -> None:
-        """Orders all ready tasks, as far as the free slots reach; `picks` goes on from there."""
+        """Orders all ready tasks, as far as the free slots reach; `picks` goes on from there.
+
+        Of regular tasks there is nothing to order where all can start at once, and nobody takes turns to find them.
+        """
         self._look(view)
         self._decisions += 1
         self._random = None
-        jobs, amounts = self._backlog.jobs, self._backlog.amounts(view)
+        amounts = self._backlog.amounts(view)
         groups = np.zeros(len(amounts.estimates), np.intp)
         is_closed = self.options.ends == "closed"
-        groups[amounts.jobs] = components(amounts.lo[amounts.jobs], amounts.hi[amounts.jobs], is_closed=is_closed)
+        groups[amounts.taken] = components(amounts.lo[amounts.taken], amounts.hi[amounts.taken], is_closed=is_closed)
         stages = [stage for ready in view.ready.values() for stage in ready.values()]
-        places = np.array([jobs[stage.job.id].spot.place for stage in stages], np.intp)
+        places = np.array([amounts.places[job] for ready in view.ready.values() for job, _ in ready], np.intp)
         keys = [np.array([stage.order for stage in stages]), *(key[places] for key in amounts.keys)]
         order = np.lexsort(tuple(keys))
         places = places[order]
         st = Lineup([stages[k] for k in order], amounts.estimates[places], groups[places])
         self._merge = merge = Merge(st, self.options, self._backlog.reductions, self.draw)
-        self._extend(merge, view)
+        pools = np.repeat(np.arange(len(view.ready)), [len(ready) for ready in view.ready.values()])[order]
+        for pool in self._extend(merge, view):
+            merge.settle(np.flatnonzero(pools == list(view.ready).index(pool)))
 
     def picks(self, pool: str, view: View) -> Iterator[Pick]:
         return iter(()) if self._merge is None else self._merge.picks(pool)
@@ -104,19 +110,30 @@ class Llmsched:
             self._random = Random(f"{self.options.seed}|{self._decisions}")
         return self._random.random()
 
-    def _extend(self, merge: Merge, view: View) -> None:
-        """Takes turns until every free slot has a task: now, because dispatches change what R(X) is."""
+    def _extend(self, merge: Merge, view: View) -> list[str]:
+        """Takes turns until every free slot has a task: now, because dispatches change what R(X) is.
+
+        Returns the pools whose ready tasks are regular and have a slot each.
+        """
         free: dict[str, int] = {}
         for executor in view.executors.values():
             free[executor.pool] = free.get(executor.pool, 0) + executor.free
+        roomy = []
         for pool, slots in free.items():
-            wanted = 0
+            wanted, is_regular = 0, True
             for stage in view.ready_stages(pool):
-                if wanted >= slots:
-                    break
                 wanted += len(stage.ready)
+                is_regular = is_regular and stage.kind is StageKind.REGULAR
+                if wanted > slots:
+                    break
+            else:
+                merge.counts[pool] = wanted
+                if wanted and is_regular:
+                    roomy.append(pool)
+                    continue
             while len(merge.out.get(pool, ())) < min(wanted, slots):
                 merge.extend()
+        return roomy
 
     def _look(self, view: View) -> None:
         """Sees what has changed since the last decision: jobs, or everything if the profiles have (A37)."""

@@ -42,6 +42,8 @@ class Parts:
         self._arrived = np.zeros(0)
         self._numbers = np.zeros(0, np.intp)
         self._is_taken = np.zeros(0, np.bool_)
+        #: By job.
+        self.places: dict[str, int] = {}
         self._spots: dict[str, Spot] = {}
         self._free: list[int] = []
         #: Used so far; beyond them the arrays have room.
@@ -84,6 +86,7 @@ class Parts:
                 self._floors, self._arrived = _longer(self._floors, room), _longer(self._arrived, room)
                 self._numbers, self._is_taken = _longer(self._numbers, room), _longer(self._is_taken, room)
         self._arrived[place], self._numbers[place], self._is_taken[place] = arrived, number, True
+        self.places[job] = place
         spot = self._spots[job] = Spot(place)
         return spot
 
@@ -108,7 +111,7 @@ class Parts:
             self._erase(spot)
             self._floors[:, spot.place] = 0.0
             self._is_taken[spot.place] = False
-            self._free.append(spot.place)
+            self._free.append(self.places.pop(job))
 
     def sums(self, of_rows: Array) -> Array:
         """(places,) what the rows of each job add up to. of_rows: (rows,)."""

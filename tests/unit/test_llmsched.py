@@ -508,7 +508,27 @@ def test_without_epsilon_nothing_is_weighed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_exploring_always_is_possible() -> None:
-    assert all(why["explored"] for _, _, why in decisions(lambda k: Llmsched(k, eps=1.0, r=1.0)))
+    drawn = [why for _, _, why in decisions(lambda k: Llmsched(k, eps=1.0, r=1.0)) if why["draw"] is not None]
+
+    assert len(drawn) > 100
+    assert all(why["explored"] for why in drawn)
+
+
+def test_regular_tasks_that_all_have_a_worker_take_no_turn() -> None:
+    """As everywhere else in the order of est_rd; the turns are for those that compete."""
+    app = {
+        n: application(n, stage("a", kind="regular", expected={"duration": float(n[1])})) for n in ("x3", "x1", "x2")
+    }
+    scheduler = Scheduler(Scripted(eps=0.5))  # its first draw would explore
+
+    def run(workers: int) -> list[tuple[str, Any]]:
+        jobs = [submitted(10 * workers + k, own, a=1) for k, own in enumerate(app.values())]
+        events = (ExecutorJoined("w", "cpu", 0), *jobs), (ExecutorJoined("w", "cpu", workers),)
+        commands = [c for batch in events for c in scheduler.handle(Batch(0.0, batch))]
+        return [(c.task.job[-1], (c.why or {})["draw"]) for c in commands if isinstance(c, Dispatch)]
+
+    assert run(2) == [("1", 0.0), ("2", 0.9)]
+    assert run(6) == [("1", None), ("2", None), ("0", None), ("0", None)]
 
 
 @pytest.mark.parametrize("seed", range(5))
