@@ -44,7 +44,7 @@ from llmsched.runtime.learning.fitter import FitProcess
 from llmsched.runtime.learning.foresight import Foresight
 from llmsched.runtime.learning.learner import Learner, Learning
 from llmsched.runtime.learning.profiles import profile_files
-from llmsched.runtime.memory import trim_at_rest
+from llmsched.runtime.memory import look_after_memory
 from llmsched.runtime.numbers import Numbers
 from llmsched.runtime.observer import Several
 from llmsched.runtime.replicas.election import Election
@@ -219,8 +219,8 @@ async def build(
             chores.append(asyncio.create_task(replica.peer.follow(), name="follow"))
         if reloader is not None:
             chores.append(asyncio.create_task(reloader.run(), name="reload"))
-        resting = trim_at_rest(lambda: service.active_jobs, lambda: numbers.last)
-        chores.append(asyncio.create_task(resting, name="memory"))
+        memory = look_after_memory(lambda: service.active_jobs, lambda: numbers.last)
+        chores.append(asyncio.create_task(memory, name="memory"))
         chores.append(asyncio.create_task(watch_lag(metrics.lagged), name="lag"))
         chores.append(asyncio.create_task(trends.watch(lambda: service.scheduler.view), name="trends"))
         chores.append(asyncio.create_task(keys.follow(store.keys), name="keys"))

@@ -33,6 +33,11 @@ PARTS = {
 }
 
 
+#: What numpy's linear algebra does unless the environment says otherwise. Our matrices are small: a second thread only
+#: takes a processor from somebody who needs it, and the event loop waits until it gets one.
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "1")
+
+
 def application(parts: Iterable[str] = PARTS) -> typer.Typer:
     """The command line with the commands of these modules."""
     app = typer.Typer(
@@ -69,6 +74,7 @@ def main() -> None:
     """Entry point of the console script. Modules that a setting names are also looked for where it was started."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    os.environ.setdefault(*ONE_THREAD)
     try:
         application(_needed(sys.argv[1] if len(sys.argv) > 1 else ""))()
     except InvalidInput as error:

@@ -114,9 +114,8 @@ def serve(
 def run(coroutine: Any) -> None:
     """Runs a coroutine on uvloop.
 
-    The garbage collector leaves alone what is loaded by now and looks at the rest less often: at 100 jobs a second its
-    usual pace costs milliseconds of the median latency. It seldom looks at everything, which takes half a second with
-    10,000 jobs: what a job leaves behind is freed without it (`Job.dissolve`), and at rest `memory.py` sees to it.
+    The garbage collector leaves alone what is loaded by now and looks at the rest less often: its usual pace costs
+    milliseconds of every call. In a service `memory.py` says when.
     """
     import uvloop
 

@@ -91,7 +91,7 @@ log = logging.getLogger(__name__)
 #: Events that one turn takes. What the loop does in one pass is bounded by what a turn sets off: without a bound, the
 #: thousand calls of 64 engines that are answered at about the same time are handled, and their successors sent, in one
 #: go, so that those are answered at about the same time again, and everything else waits for half a second.
-MOST_EVENTS = 16
+MOST_EVENTS = 8
 
 
 class Service:

@@ -1,11 +1,11 @@
-"""Memory goes back to the system once when a busy service comes to rest, and not before."""
+"""Garbage is looked for, and memory goes back to the system, when a busy service comes to rest; seldom before."""
 
 import asyncio
 import gc
 
 import pytest
 
-from llmsched.runtime.memory import trim_at_rest
+from llmsched.runtime.memory import NEVER, look_after_memory
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-async def looks(answers: list[tuple[int, int]], collections: list[int]) -> list[int]:
+async def looks(answers: list[tuple[int, int]], collections: list[int], busy: float = 1e9) -> list[int]:
     """How often memory had been given back before each look. answers: active jobs and the newest one, look by look."""
     counts: list[int] = []
     done = asyncio.Event()
@@ -30,7 +30,7 @@ async def looks(answers: list[tuple[int, int]], collections: list[int]) -> list[
             done.set()
         return look[1]
 
-    task = asyncio.create_task(trim_at_rest(lambda: look[0], newest, interval=0.0))
+    task = asyncio.create_task(look_after_memory(lambda: look[0], newest, interval=0.0, busy=busy))
     await done.wait()
     task.cancel()
     await asyncio.wait((task,))
@@ -45,3 +45,20 @@ async def test_memory_is_given_back_once_per_busy_time(collections: list[int]) -
 async def test_a_moment_between_two_jobs_is_no_rest(collections: list[int]) -> None:
     answers = [(0, 7), (0, 8), (0, 9), (0, 10), (0, 10), (0, 10)]
     assert await looks(answers, collections) == [0, 0, 0, 0, 0, 1]
+
+
+async def test_garbage_of_a_service_that_is_never_at_rest_is_looked_for_all_the_same(collections: list[int]) -> None:
+    answers = [(3, k) for k in range(5)]
+    assert await looks(answers, collections) == [0, 0, 0, 0, 0]
+    assert await looks(answers, collections, busy=0.0) == [0, 0, 1, 2, 3]
+
+
+async def test_meanwhile_only_the_youngest_objects_are_looked_at() -> None:
+    pace = gc.get_threshold()
+    task = asyncio.create_task(look_after_memory(lambda: 0, lambda: 0))
+    await asyncio.sleep(0)
+    assert gc.get_threshold()[1:] == (NEVER, NEVER)
+
+    task.cancel()
+    await asyncio.wait((task,))
+    assert gc.get_threshold() == pace
