@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import record
 from page import BASELINES, MAPE_GOAL, MAPE_LOAD, MEAN_GOAL, OURS
 from results import EMULATED, Found, Key
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-import record
 from rig import Figure
 
 COMMAND = "make bench-testbed TRACES=DIR"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,12 +21,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import charts
 import figures
 import page
+import record
 from bed import POLICIES, WORKLOADS, Bed, Scale, make_bed
 from engine import ROOT, between, calibrate, vllm
-from figures import record
 from live import Measured, emulated, real
 from results import EMULATED, REAL, Found, Key, overhead, read, shortened, write
 
