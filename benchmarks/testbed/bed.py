@@ -74,11 +74,6 @@ class Bed:
     arrivals: Sequence[Arrival]
     profiles: Path
 
-    def of(self, jobs: int) -> Bed:
-        """The same bed with so many jobs."""
-        arrivals = self.comparison.workload.arrivals(jobs, self.sizing.rate, SEED)
-        return replace(self, comparison=replace(self.comparison, jobs=jobs), arrivals=arrivals)
-
     def on(self, curve: LatencyCurve) -> Bed:
         """The same jobs at the same moments on machines that turned out to be this fast."""
         return replace(self, comparison=replace(self.comparison, curve=curve))

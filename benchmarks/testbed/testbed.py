@@ -40,8 +40,8 @@ from llmsched.simulator.experiment import prepare
 
 RESULTS = ROOT / "benchmarks" / "results" / "testbed.json"
 LATENCY = "generic-7b"
-#: Jobs of a run in the paper; the simulator does as many, whatever there is time for here.
-FULL = 300
+#: Jobs of a run in the paper.
+JOBS = 300
 #: The two workloads whose prompts a model on a CPU reads in seconds, and the slots its engine gets for each.
 REAL_SLOTS = {"chain": 8, "planning": 4}
 #: The model says a token in 2 ms: with more tokens a call lasts as long as one on a GPU.
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workloads", help="a comma list; default: all four, with vLLM " + ", ".join(REAL_SLOTS))
     add("--policies", default=",".join(POLICIES), help="a comma list")
     add("--loads", default="1.0", help="a comma list of offered loads")
-    add("--jobs", type=int, default=FULL, help="jobs of a run")
+    add("--jobs", type=int, default=JOBS, help="jobs of a run")
     add("--speed", type=float, default=2.5, help="of emulated engines: emulated seconds per second")
     add("--lanes", type=int, default=1, help="runs at once, on emulated engines")
     add("--most", type=int, default=10_000, help="stop after so many runs, on emulated engines")
@@ -176,9 +176,6 @@ class Runner:
             then = bed.on(LatencyCurve.from_json(run["curve"])) if "curve" in run else bed
             for which, seconds in (("simulated", 0.0), ("with_overhead", run["overhead"])):
                 run[which] = shortened([time for _, time in then.simulate(policy, seconds).jobs])
-        if found.key.engine == EMULATED:
-            more = bed.of(FULL)
-            found.about["full"] = {policy: round(more.simulate(policy).mean, 3) for policy in found.runs}
         write(self._founds, self._given.results)
 
     def _of(self, key: Key) -> Found:

@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+from collections.abc import Iterable
 
 import pytest
 
-from llmsched.runtime.memory import NEVER, look_after_memory
+from llmsched.runtime.memory import NEVER, look_after_memory, resident
 
 
 @pytest.fixture
@@ -15,11 +16,13 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-async def looks(answers: list[tuple[int, int]], collections: list[int], busy: float = 1e9) -> list[int]:
+async def looks(
+    answers: list[tuple[int, int]], collections: list[int], busy: float = 1e9, sizes: Iterable[int] = ()
+) -> list[int]:
     """How often memory had been given back before each look. answers: active jobs and the newest one, look by look."""
     counts: list[int] = []
     done = asyncio.Event()
-    rest = iter(answers)
+    rest, size = iter(answers), iter(sizes)
     look = 0, 0
 
     def newest() -> int:
@@ -30,7 +33,9 @@ async def looks(answers: list[tuple[int, int]], collections: list[int], busy: fl
             done.set()
         return look[1]
 
-    task = asyncio.create_task(look_after_memory(lambda: look[0], newest, interval=0.0, busy=busy))
+    task = asyncio.create_task(
+        look_after_memory(lambda: look[0], newest, lambda: next(size, 0), interval=0.0, busy=busy)
+    )
     await done.wait()
     task.cancel()
     await asyncio.wait((task,))
@@ -62,3 +67,14 @@ async def test_meanwhile_only_the_youngest_objects_are_looked_at() -> None:
     task.cancel()
     await asyncio.wait((task,))
     assert gc.get_threshold() == pace
+
+
+async def test_a_process_that_grows_is_looked_through(collections: list[int]) -> None:
+    answers = [(3, k) for k in range(6)]
+    # 100 at the start, then look by look; 126 is more than a quarter larger, and what is left of it is the new measure
+    sizes = [100, 110, 125, 126, 120, 140, 149]
+    assert await looks(answers, collections, sizes=sizes) == [0, 0, 0, 0, 1, 1]
+
+
+def test_how_large_a_process_is() -> None:
+    assert 10e6 < resident() < 10e9

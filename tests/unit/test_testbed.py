@@ -55,7 +55,6 @@ def a_bed(testbed: dict[str, ModuleType], engine: str = "emulated", load: float 
         "jobs": 3,
         "machines": "1 engine of 4 slots",
         "speed": 2.0,
-        "full": {"fcfs": 20.0, "sjf": 18.0, "fair": 16.0, "llmsched": 12.0, "llmsched-pool": 10.0},
     }
     return results.Found(results.Key(engine, "chain", load), about, runs)
 
@@ -133,7 +132,7 @@ def test_page_goes_between_its_marks(testbed: dict[str, ModuleType], tmp_path: P
     assert text.endswith(f"{page.marks.END}\nafter\n")
     assert "stale" not in text
     # 35 s of 63 s; the paper's range stands beside it
-    assert "| chain | 35 to 45 % | 44 to 44 % | 45 to 45 % | 25 to 40 % | 0 to 0 % | 0 to 0 % | 38 to 50 % |" in text
+    assert "| chain | 35 to 45 % | 44 to 44 % | 45 to 45 % | 0 to 0 % | 0 to 0 % |" in text
     assert "| `fcfs` | 0.25 / 1.5 (paper 0.06) |" in text
     with pytest.raises(ValueError, match="lacks"):
         page.write({"date": "today", "commit": "abc", "machine": "one"}, {found.key: found}, BENCHMARKS / "README.md")
