@@ -39,7 +39,7 @@ class Llmsched:
     """Algorithm 1. Options: those of `Options`; raises UnknownName or InvalidInput for one it cannot use.
 
     A pick says why: `estimate` (est_rd of the job, seconds), `reduction` (R of the stage, bit seconds; None if nobody
-    asked), `draw` (p of its turn; None after the turns), `explored`, `group` (of the job, by lower bound).
+    asked), `draw` (p of its turn; None where it took none), `explored`, `group` (of the job, by lower bound).
 
     Priority classes are left to the core, which sorts by them: the two orders are over all ready stages.
     """
