@@ -600,5 +600,7 @@ async def test_nothing_of_a_thousand_calls_stays(tmp_path: Path) -> None:
         await until(lambda: not observed._held, what="the writing of all rows")
 
         assert len(observed) == len(observed._groups) == len(observed._calls()) == 0
-        await until(lambda: not inner._tenants and not inner._leaving, what="the news that all is written")
+        await until(
+            lambda: not inner._ledger.tenants and not inner._ledger.leaving, what="the news that all is written"
+        )
         assert (await service.get("/v1/jobs?limit=1")).json()["items"][0]["status"] == "completed"

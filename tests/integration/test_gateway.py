@@ -24,7 +24,6 @@ from llmsched.logs import JsonLines, TextLines
 from llmsched.model.latency import LatencyCurve
 from llmsched.model.records import EventRecord, Writes
 from llmsched.policies import DEFAULT_POLICY
-from llmsched.runtime.hub import Hub
 from tests.integration.databases import postgres, postgres_url, store_url
 from tests.integration.service import (
     InProcessService,
@@ -335,11 +334,9 @@ async def test_a_bad_last_event_id_is_refused(service: InProcessService, seen: s
     assert "number of an event" in problem["detail"]
 
 
-async def test_a_reader_that_is_too_slow_catches_up_from_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reader_that_is_too_slow_catches_up_from_the_store(tmp_path: Path) -> None:
     async with in_process_service(tmp_path) as service:
-        monkeypatch.setattr(service.context.service, "hub", Hub(limit=2))
+        service.context.service.hub._limit = 2
         watched = await service.submit(recording=a_recording("web_search", seed=1))
         async with service.stream(f"/v1/jobs/{watched['id']}/events") as slow:
             begin = await slow.next()

@@ -46,7 +46,7 @@ async def test_what_tick_ms_held_back_is_one_batch(tmp_path: Path) -> None:
         for _ in range(2 * MOST_EVENTS):
             service.post(NOTHING)
         await until(lambda: sizes)
-        assert sizes == [2 * MOST_EVENTS]
+        assert sizes[0] >= 2 * MOST_EVENTS  # and whatever else happened in these milliseconds
 
 
 async def test_a_service_that_stops_leaves_nothing_in_its_queue(tmp_path: Path) -> None:
