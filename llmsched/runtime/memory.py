@@ -23,10 +23,18 @@ NEVER = 2**31 - 1
 GROWN, BUSY = 1.25, 900.0
 
 
+def resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 async def look_after_memory(
     active: Callable[[], int],
     newest: Callable[[], int],
-    size: Callable[[], int] | None = None,
+    size: Callable[[], int] = resident,
     interval: float = 2.0,
     busy: float = BUSY,
 ) -> None:
@@ -36,7 +44,6 @@ async def look_after_memory(
     job, but the same number twice says that none came meanwhile: giving memory back takes as long as the calls that it
     would hold up. size: bytes of the process. Runs until it is cancelled; the collector has its own pace again then.
     """
-    size = size or resident
     pace = gc.get_threshold()
     gc.set_threshold(YOUNG, NEVER, NEVER)
     loop = asyncio.get_running_loop()
@@ -56,14 +63,6 @@ async def look_after_memory(
                 looked, large = loop.time(), size() * GROWN
     finally:
         gc.set_threshold(*pace)
-
-
-def resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def _trim() -> None:
