@@ -23,7 +23,7 @@ NEWS_PATIENCE = 0.02
 
 
 class Ledger:
-    """refused: called with what the journal did not take of a job, and why."""
+    """Every job from `owned` to `committed`. refused: called with what the journal did not take of a job, and why."""
 
     def __init__(
         self, journal: Journal, hub: Hub, observer: Observer, refused: Callable[[str, Writes, BaseException], None]
